@@ -1,0 +1,5 @@
+from transformers import SequenceFeatureExtractor
+
+
+class JukeboxFeatureExtractor(SequenceFeatureExtractor):
+    pass

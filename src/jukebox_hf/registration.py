@@ -1,0 +1,15 @@
+"""Makes transformers' Auto classes find the Jukebox classes."""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
+
+from .configuration_jukebox import JukeboxVQVAEConfig
+from .feature_extraction_jukebox import JukeboxFeatureExtractor
+from .modeling_jukebox_vqvae import JukeboxVQVAEModel
+
+
+def register_auto_classes():
+    """Registers every configuration, model and preprocessor of this package; doing it again changes nothing."""
+    AutoConfig.register(JukeboxVQVAEConfig.model_type, JukeboxVQVAEConfig, exist_ok=True)
+    AutoModel.register(JukeboxVQVAEConfig, JukeboxVQVAEModel, exist_ok=True)
+    AutoModelForAudioTokenization.register(JukeboxVQVAEConfig, JukeboxVQVAEModel, exist_ok=True)
+    AutoFeatureExtractor.register(JukeboxVQVAEConfig, JukeboxFeatureExtractor, exist_ok=True)
