@@ -9,8 +9,9 @@ from torch import nn
 
 from .configuration_jukebox import JukeboxVQVAEConfig
 
-# Distances to every code are held for so many latents at a time.
-SEARCH_ROWS = 2048
+# Latents searched at a time. Always so many, the last ones filled up: matrix products of other shapes may sum in
+# another order, and a latent between two codes shall go to the same one in a batch, in a stream and alone.
+SEARCH_ROWS = 1024
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
@@ -47,16 +48,19 @@ class JukeboxCodebook(nn.Module):
 
         Shapes: `(..., codebook_dim)` to two tensors `(...)`.
         """
+        shape = latents.shape[:-1]
+        rows = latents.float().reshape(-1, latents.shape[-1])
+        filled = F.pad(rows, (0, 0, 0, -len(rows) % SEARCH_ROWS))
         keys = self.vectors.t()
         key_norms = keys.square().sum(0)
         distances, codes = [], []
-        for rows in latents.float().reshape(-1, latents.shape[-1]).split(SEARCH_ROWS):
+        for tile in filled.split(SEARCH_ROWS):
             # The original's order of operations, so that codes that fp32 cannot tell apart tie as they do there.
-            norms = rows.square().sum(1, keepdim=True)
-            nearest = torch.addmm(norms, rows, keys, alpha=-2).add_(key_norms).min(1)
+            norms = tile.square().sum(1, keepdim=True)
+            nearest = torch.addmm(norms, tile, keys, alpha=-2).add_(key_norms).min(1)
             distances.append(nearest.values)
             codes.append(nearest.indices)
-        return torch.cat(codes).view(latents.shape[:-1]), torch.cat(distances).view(latents.shape[:-1])
+        return torch.cat(codes)[: len(rows)].view(shape), torch.cat(distances)[: len(rows)].view(shape)
 
     def look_up(self, codes: torch.Tensor) -> torch.Tensor:
         """Gives the vectors `(..., codebook_dim)` of codes `(...)`, in fp32."""

@@ -381,6 +381,8 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
         if not isinstance(audio_codes, torch.Tensor) or audio_codes.ndim != 2 or not audio_codes.numel():
             given = tuple(audio_codes.shape) if isinstance(audio_codes, torch.Tensor) else type(audio_codes).__name__
             raise ValueError(f"audio_codes is {given}: give the codes of one level as a tensor (batch, frames).")
+        if audio_codes.is_floating_point() or audio_codes.dtype == torch.bool:
+            raise ValueError(f"audio_codes is {audio_codes.dtype}: codes are integers.")
         if not torch.compiler.is_compiling():
             low, high = audio_codes.min().item(), audio_codes.max().item()
             last = self.config.codebook_size - 1
