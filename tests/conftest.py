@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from jukebox_hf import JukeboxVQVAEConfig, JukeboxVQVAEModel
 from jukebox_hf.conversion import convert_checkpoint
+from jukebox_hf.convolution_jukebox import SignalStream
 
 GOLDENS = Path(__file__).parent / "goldens"
 VQVAE_CASES = ("vqvae-two-level", "vqvae-three-level", "vqvae-5b-size")
@@ -57,14 +58,8 @@ def small_model() -> JukeboxVQVAEModel:
     audio = torch.randn(4, 1, 4096) * 0.3
     for encoder, codebook in zip(model.encoders, model.codebooks):
         with torch.no_grad():
-            latents = encoder(audio.transpose(1, 2), stream=_one_pass()).flatten(0, 1)
+            latents = encoder(audio.transpose(1, 2), SignalStream()).flatten(0, 1)
         codebook.vectors.copy_(latents[torch.randperm(len(latents))[:32]])
         codebook.vector_sums.copy_(codebook.vectors)
         codebook.counts.fill_(1.0)
     return model
-
-
-def _one_pass():
-    from jukebox_hf.convolution_jukebox import SignalStream
-
-    return SignalStream()

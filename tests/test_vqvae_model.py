@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel, AutoModelForAudioTokenization
 
+from benchmarks import plain_vqvae
 from jukebox_hf import JukeboxVQVAEConfig, JukeboxVQVAEModel, modeling_jukebox_vqvae
 from jukebox_hf.convolution_jukebox import SignalStream
 
@@ -26,38 +27,6 @@ def _cut(signal: torch.Tensor, dim: int, sizes: list[int]):
             start += size
             if start >= signal.shape[dim]:
                 return
-
-
-def _plain_encoder(model, level, audio):
-    """The network as its definition reads: one pass of ordinary padded conv1d over the whole signal."""
-    hidden = audio
-    for block in model.encoders[level].blocks:
-        for downsample in block.downsamples:
-            hidden = _conv1d(downsample.conv, hidden)
-            hidden = _plain_residuals(downsample.residual_blocks, hidden)
-        hidden = _conv1d(block.out_conv, hidden)
-    return hidden.transpose(1, 2)
-
-
-def _plain_decoder(model, level, vectors):
-    hidden = vectors.transpose(1, 2)
-    for block in reversed(model.decoders[level].blocks):
-        hidden = _conv1d(block.in_conv, hidden)
-        for upsample in block.upsamples:
-            hidden = _plain_residuals(upsample.residual_blocks, hidden)
-            conv = upsample.conv
-            hidden = torch.nn.functional.conv_transpose1d(hidden, conv.weight, conv.bias, conv.stride, conv.padding)
-    return _conv1d(model.decoders[level].out_conv, hidden)
-
-
-def _plain_residuals(blocks, hidden):
-    for block in blocks:
-        hidden = hidden + _conv1d(block.conv2, _conv1d(block.conv1, hidden.relu()).relu())
-    return hidden
-
-
-def _conv1d(conv, hidden):
-    return torch.nn.functional.conv1d(hidden, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
 @torch.no_grad()
@@ -88,12 +57,12 @@ def test_any_layout_equals_its_plain_formulation(layout, samples):
     audio = _audio(2, samples)
     for level, hop in enumerate(model.config.hop_lengths):
         latents = model.encoders[level](audio.transpose(1, 2), SignalStream())
-        expected = _plain_encoder(model, level, audio)
+        expected = plain_vqvae.encode_latents(model, level, audio)
         assert latents.shape == (2, samples // hop, 6)
         torch.testing.assert_close(latents, expected, rtol=1e-5, atol=1e-5)
         decoded = model.decoders[level](latents, SignalStream()).transpose(1, 2)
         assert decoded.shape == (2, 1, samples // hop * hop)
-        torch.testing.assert_close(decoded, _plain_decoder(model, level, latents), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(decoded, plain_vqvae.decode_vectors(model, level, latents), rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
