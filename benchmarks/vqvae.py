@@ -109,8 +109,8 @@ def speed(console: Console, seconds: float):
         row(f"decode level {level}", f"decode, {level}", plain, theirs, multiply_adds(config, level))
     console.print(table)
     console.print(
-        f"sgemm peak: {peak / 1e9:.0f} G multiply-adds a second ({SGEMM_SIZE} x {SGEMM_SIZE} fp32). jukebox-infer always "
-        "encodes all levels. plain: one pass of padded conv1d over the level."
+        f"sgemm peak: {peak / 1e9:.0f} G multiply-adds a second ({SGEMM_SIZE} x {SGEMM_SIZE} fp32). "
+        "jukebox-infer always encodes all levels. plain: one pass of padded conv1d over the level."
     )
     for level in (config.num_levels - 1, 0):
         where_time_goes(console, f"encode level {level}", lambda level=level: model.encode(audio, levels=[level]))

@@ -109,5 +109,17 @@ class JukeboxVQVAEConfig(PreTrainedConfig):
         """Samples a code of the top level stands for: the longest hop."""
         return math.prod(stride**n for stride, n in zip(self.strides, self.num_downsamples))
 
+    def check_levels(self, levels: list[int] | None) -> list[int]:
+        """Gives the asked levels, or all of them for None.
+
+        Raises:
+            ValueError: none, or levels that this model does not have.
+        """
+        known = range(self.num_levels)
+        levels = list(known if levels is None else levels)
+        if not levels or any(level not in known for level in levels):
+            raise ValueError(f"levels={levels}: this model has the levels {', '.join(map(str, known))}.")
+        return levels
+
 
 __all__ = ["JukeboxVQVAEConfig"]

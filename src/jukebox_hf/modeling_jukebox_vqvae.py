@@ -189,7 +189,7 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
             ValueError: a wrong shape, values that are not finite, a mask with gaps, an unknown level, or a clip
                 shorter than one code.
         """
-        levels = self._check_levels(levels)
+        levels = self.config.check_levels(levels)
         audio = self._check_audio(input_values)
         lengths = _clip_lengths(audio.shape[:2], padding_mask)
         hops = [self.config.hop_lengths[level] for level in levels]
@@ -224,7 +224,7 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
         Raises:
             ValueError: a wrong shape, a mask with gaps, an unknown level, or codes out of range.
         """
-        (level,) = self._check_levels([level])
+        (level,) = self.config.check_levels([level])
         codes = self._check_codes(audio_codes)
         lengths = _clip_lengths(codes.shape, audio_codes_mask)
 
@@ -246,7 +246,7 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
         Raises:
             ValueError: as `encode` does; a stream that turns out to be too short raises at its end.
         """
-        levels = self._check_levels(levels)
+        levels = self.config.check_levels(levels)
         samples = 0
 
         def checked() -> Iterator[torch.Tensor]:
@@ -267,7 +267,7 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
         Raises:
             ValueError: as `decode` does, and when there are no codes at all.
         """
-        (level,) = self._check_levels([level])
+        (level,) = self.config.check_levels([level])
         for audio in self._decode_blocks(map(self._check_codes, blocks), level):
             yield audio.transpose(1, 2)
 
@@ -357,13 +357,6 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
         for block, stream.ends in _cut(blocks, self.config.hop_lengths[level]):
             stream.piece_size = _piece_size(block)
             yield self.decoders[level](self.codebooks[level].look_up(block).to(self.dtype), stream)
-
-    def _check_levels(self, levels: list[int] | None) -> list[int]:
-        known = range(self.config.num_levels)
-        levels = list(known if levels is None else levels)
-        if not levels or any(level not in known for level in levels):
-            raise ValueError(f"levels={levels}: this model has the levels {', '.join(map(str, known))}.")
-        return levels
 
     def _check_audio(self, input_values: torch.Tensor) -> torch.Tensor:
         """Gives audio as `(batch, samples, 1)`."""

@@ -56,7 +56,7 @@ def encode(
       jukebox-hf encode music/ --model org/jukebox-5b-vqvae --output codes/
     """
     vqvae = _load(model, device)
-    levels = vqvae._check_levels(level)
+    levels = vqvae.config.check_levels(level)
     rate = vqvae.config.sampling_rate
 
     dtype = torch.int16 if vqvae.config.codebook_size <= 2**15 else torch.int32
@@ -107,7 +107,7 @@ def decode(
 
     def length(path: Path) -> int:
         chosen, codes = _read_codes(path, level)
-        (chosen,) = vqvae._check_levels([chosen])
+        (chosen,) = vqvae.config.check_levels([chosen])
         return codes.shape[1] * vqvae.config.hop_lengths[chosen]
 
     _run(_jobs(inputs, (CODES_SUFFIX,), output, _audio_suffix(format)), decode_file, length, rate)
@@ -129,7 +129,7 @@ def reconstruct(
       jukebox-hf reconstruct song.ogg --model jukebox-5b-vqvae --level 2 --picture
     """
     vqvae = _load(model, device)
-    (level,) = vqvae._check_levels([level])
+    (level,) = vqvae.config.check_levels([level])
     rate = vqvae.config.sampling_rate
 
     def reconstruct_file(path: Path, target: Path, report: Report):
