@@ -152,6 +152,18 @@ def test_streaming_decoded_rows(folder, files, small_model):
         list(audio_dataset(files, ["garbage.wav"]).to_iterable_dataset().map(extractor, batched=True))
 
 
+@pytest.mark.parametrize("format", ["numpy", "torch"])
+def test_formatted_datasets(folder, files, small_model, format):
+    extractor = JukeboxCodeExtractor.from_pretrained(folder, levels=[2])
+    mapped = audio_dataset(files, GOOD_FILES).with_format(format).map(extractor, batched=True)
+    for codes, name in zip(mapped["audio_codes_2"], GOOD_FILES, strict=True):
+        assert [codes.tolist()] == expected_codes(small_model, str(files / name), True, [2])
+    with pytest.raises(RuntimeError):
+        audio_dataset(files, ["garbage.wav"]).with_format(format).map(extractor, batched=True)
+    undecoded = audio_dataset(files, ["garbage.wav", *GOOD_FILES], decode=False).with_format(format)
+    assert [error is None for error in undecoded.map(extractor, batched=True)["error"]] == [False] + [True] * 4
+
+
 def test_a_plain_dict_of_rows(folder, files, small_model):
     path = str(files / "stereo.wav")
     samples, _ = soundfile.read(path, dtype="float32")
@@ -312,8 +324,7 @@ def test_a_broken_torchcodec_stops_the_run(folder, files, tmp_path, monkeypatch)
     extractor = JukeboxCodeExtractor.from_pretrained(folder, levels=[2])
     broken = tmp_path / "broken" / "torchcodec"
     broken.mkdir(parents=True)
-    (broken / "__init__.py").touch()
-    (broken / "decoders.py").write_text("raise RuntimeError('Could not load libtorchcodec')")
+    (broken / "__init__.py").write_text("raise RuntimeError('Could not load libtorchcodec')")
     monkeypatch.syspath_prepend(broken.parent)
     for module in list(sys.modules):
         if module.startswith("torchcodec") or module == "datasets.features._torchcodec":

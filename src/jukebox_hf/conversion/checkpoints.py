@@ -53,7 +53,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(model, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in model.items()
     ):
-        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise ValueError(
             f"{path} holds no dictionary of tensors named 'model' (it holds: {held}). Give a checkpoint that the "
             "original's training saved."

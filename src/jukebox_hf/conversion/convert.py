@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import httpx2
 import torch
 from huggingface_hub import constants, create_repo, upload_folder
 from huggingface_hub.utils import validate_repo_id
@@ -60,9 +61,19 @@ def convert_checkpoint(source: str | Path, output_dir: str | Path, push_to_hub: 
         ),
     )
     if push_to_hub is not None:
-        create_repo(push_to_hub, exist_ok=True)
-        upload_folder(repo_id=push_to_hub, folder_path=output_dir, commit_message="Convert with jukebox-hf")
+        _upload(output_dir, push_to_hub)
     return output_dir
+
+
+def _upload(folder: Path, repository: str):
+    try:
+        create_repo(repository, exist_ok=True)
+        upload_folder(repo_id=repository, folder_path=folder, commit_message="Convert with jukebox-hf")
+    except (httpx2.HTTPError, OSError) as error:
+        raise ConnectionError(
+            f"{folder} is complete, but its upload to {repository} failed ({error}). Upload it with `hf upload "
+            f"{repository} {folder}`, after `hf auth login` if need be."
+        ) from error
 
 
 def _download(name: str, official: OfficialCheckpoint) -> Path:

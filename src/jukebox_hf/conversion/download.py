@@ -50,8 +50,8 @@ def download(url: str, path: Path, size: int | None = None, sha256: str | None =
         except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
             cause = str(error).partition("\n")[0] or type(error).__name__
             raise ConnectionError(
-                f"Cannot download {url} ({cause}). Check the network and run this again, which "
-                "goes on where it stopped; or fetch the file elsewhere and pass its path as SOURCE."
+                f"Cannot download {url} ({cause}). Check the network and run this again, which goes on where it "
+                "stopped; or fetch the file elsewhere and pass its path as SOURCE."
             ) from error
         if problem := _find_problem(partial, size, sha256):
             partial.unlink()

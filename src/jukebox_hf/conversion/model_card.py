@@ -10,8 +10,8 @@ OPENAI_LICENSE = "https://github.com/openai/jukebox/blob/master/LICENSE"
 LICENSE_METADATA = f"license_name: openai-jukebox-noncommercial\nlicense_link: {OPENAI_LICENSE}\n"
 OFFICIAL_WEIGHTS = f"The weights are OpenAI's, under its [Noncommercial Use License]({OPENAI_LICENSE})."
 OTHER_WEIGHTS = (
-    "The weights are in no file that OpenAI published, so the converter does not know their licence: whoever trained "
-    "them, name it here and at the top."
+    "The converter knows this file as none of OpenAI's, and no licence for its weights: whoever trained them, name it "
+    "here and at the top."
 )
 
 
