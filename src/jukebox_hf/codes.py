@@ -96,10 +96,7 @@ class JukeboxCodeExtractor:
             # The cache of the Hub keeps each commit in a folder of its own.
             commit = Path(hf_hub_download(name, CONFIG_NAME, revision=revision)).parent.name
         config = JukeboxVQVAEConfig.from_pretrained(name, revision=commit)
-        known = range(config.num_levels)
-        levels = list(known if levels is None else levels)
-        if not levels or any(level not in known for level in levels):
-            raise ValueError(f"levels={levels}: this model has the levels {', '.join(map(str, known))}.")
+        levels = config.check_levels(levels)
         return cls(name, levels, audio_column, device, dtype, commit, digest)
 
     def __call__(self, batch: Mapping[str, list]) -> dict[str, list]:
