@@ -28,7 +28,7 @@ from .losses_jukebox import multispectral_loss, reconstruction_loss, spectral_co
 # activation of 4 MiB stays in the cache; an accelerator wants more work at once.
 PIECE_SIZE = {"cpu": 2**20}
 DEFAULT_PIECE_SIZE = 2**24
-SAMPLES_PER_VALUE = 0.5
+SAMPLES_PER_VALUE = 0.25
 
 
 @dataclass
