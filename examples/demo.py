@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +62,8 @@ def main():
 
     console.print("[bold]1. Convert a checkpoint of the original[/bold] (the released architecture, random weights)")
     model_dir = output / "model"
-    if not model_dir.exists():
-        convert_checkpoint(GOLDEN / "checkpoint.pth.tar", model_dir)
+    shutil.rmtree(model_dir, ignore_errors=True)
+    convert_checkpoint(GOLDEN / "checkpoint.pth.tar", model_dir)
     settings = json.loads((model_dir / "config.json").read_text())
     console.print(
         f"   {model_dir}: {settings['num_downsamples']} downsamplings, {settings['codebook_size']} codes a level"
@@ -91,4 +93,7 @@ def run(console: Console, *command: str):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"Error: {error}")

@@ -1,6 +1,7 @@
 """The command line, on real files and on bad ones."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -24,7 +25,7 @@ def model_dir(converted):
 @pytest.fixture
 def song(tmp_path):
     """Three seconds in stereo at another rate than the model's."""
-    path = tmp_path / "song.ogg"
+    path = tmp_path / "so$ng ^_$.ogg"
     time = np.arange(3 * 48000) / 48000
     tone = 0.4 * np.sin(2 * np.pi * 220 * time)
     soundfile.write(path, np.stack([tone, 0.5 * tone], axis=1), 48000)
@@ -44,7 +45,7 @@ def test_encode_and_decode_give_what_the_model_gives(monkeypatch, tmp_path, song
     assert _run(monkeypatch, "encode", song, "-m", model_dir, "-o", codes_dir) == 0
     model = AutoModel.from_pretrained(model_dir)
     audio = torch.from_numpy(np.concatenate(list(read_audio_blocks(song, 44100))))[None, None]
-    with safe_open(codes_dir / "song.ogg.safetensors", "pt") as file:
+    with safe_open(codes_dir / "so$ng ^_$.ogg.safetensors", "pt") as file:
         assert file.metadata() == {"sampling_rate": "44100", "samples": str(audio.shape[2]), "model": model_dir}
         assert sorted(file.keys()) == ["codes.0", "codes.1", "codes.2"]
         for level, expected in enumerate(model.encode(audio).audio_codes):
@@ -52,20 +53,20 @@ def test_encode_and_decode_give_what_the_model_gives(monkeypatch, tmp_path, song
         codes = file.get_tensor("codes.1").long()
 
     assert _run(monkeypatch, "decode", codes_dir, "-m", model_dir, "-o", audio_dir, "-l", "1", "-f", "flac") == 0
-    decoded, rate = soundfile.read(audio_dir / "song.ogg.flac", dtype="float32")
+    decoded, rate = soundfile.read(audio_dir / "so$ng ^_$.ogg.flac", dtype="float32")
     assert rate == 44100
     expected = model.decode(codes, 1).audio_values[0, 0].clamp(-1, 1).numpy()
     np.testing.assert_allclose(decoded, expected, atol=1 / 2**15)
-    assert sorted(os.listdir(codes_dir) + os.listdir(audio_dir)) == ["song.ogg.flac", "song.ogg.safetensors"]
+    assert sorted(os.listdir(codes_dir) + os.listdir(audio_dir)) == ["so$ng ^_$.ogg.flac", "so$ng ^_$.ogg.safetensors"]
 
 
 def test_reconstruct_draws_a_picture(monkeypatch, tmp_path, song, model_dir):
     output = tmp_path / "out"
     assert _run(monkeypatch, "reconstruct", song, "-m", model_dir, "-o", output, "-l", "2", "--picture") == 0
-    assert sorted(os.listdir(output)) == ["song.ogg.level-2.png", "song.ogg.level-2.wav"]
+    assert sorted(os.listdir(output)) == ["so$ng ^_$.ogg.level-2.png", "so$ng ^_$.ogg.level-2.wav"]
     frames = 3 * 44100 // 128
-    assert soundfile.info(output / "song.ogg.level-2.wav").frames == frames * 128
-    assert (output / "song.ogg.level-2.png").read_bytes()[:4] == b"\x89PNG"
+    assert soundfile.info(output / "so$ng ^_$.ogg.level-2.wav").frames == frames * 128
+    assert (output / "so$ng ^_$.ogg.level-2.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_folder_keeps_its_structure_and_a_bad_file_costs_only_itself(monkeypatch, tmp_path, song, model_dir, capsys):
@@ -93,13 +94,23 @@ def test_a_folder_keeps_its_structure_and_a_bad_file_costs_only_itself(monkeypat
         (["decode", "{song}"], "is no safetensors file"),
         (["encode", "{song}", "{song_twin}"], "Several inputs"),
         (["encode", "{song}", "-m", "{empty}"], "{empty}"),
+        (["encode", "{song}", "--device", "gpu"], "--device gpu cannot be used"),
+        (["encode", "{song}", "-m", "{broken}"], "The weights in {broken} cannot be read"),
     ],
 )
 def test_bad_input_is_one_line_and_status_1(monkeypatch, tmp_path, song, model_dir, capsys, command, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "twin").mkdir()
-    (tmp_path / "twin" / "song.ogg").write_bytes(song.read_bytes())
-    names = {"song": song, "empty": tmp_path / "empty", "song_twin": tmp_path / "twin" / "song.ogg"}
+    (tmp_path / "twin" / "so$ng ^_$.ogg").write_bytes(song.read_bytes())
+    shutil.copytree(model_dir, tmp_path / "broken")
+    weights = tmp_path / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    names = {
+        "broken": tmp_path / "broken",
+        "song": song,
+        "empty": tmp_path / "empty",
+        "song_twin": tmp_path / "twin" / "so$ng ^_$.ogg",
+    }
     command = [part.format(**names) for part in command]
     command += [] if "-m" in command else ["-m", model_dir]
     assert _run(monkeypatch, *command, "-o", tmp_path / "out") == 1

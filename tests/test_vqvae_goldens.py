@@ -112,13 +112,13 @@ def test_training_step(training_case):
 
 def _settle_ties(codebook, codes, margins):
     """Takes the original's code where fp32 cannot tell two apart: a single one moves a codebook's statistics."""
-    search = codebook.search
+    search = codebook._search
 
     def settled(latents):
         found, distances = search(latents)
         return torch.where(margins < FP32_MARGIN, codes, found), distances
 
-    codebook.search = settled
+    codebook._search = settled
 
 
 def _assert_losses(metrics, tensors, prefix, num_levels):

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
@@ -162,6 +163,18 @@ def test_auto_classes_save_and_load(small_model, tmp_path):
     assert small_model.encode(_audio(1, 256), levels=[0], return_dict=False)[0][0].shape == (1, 32)
 
 
+@torch.no_grad()
+def _assert_searched_in_fp32(model, level, audio):
+    """The codes are those of an fp64 search over the same latents, but for ties that fp32 leaves."""
+    latents = model.encoders[level](audio.transpose(1, 2).to(model.dtype), SignalStream())
+    codes, distances = model.codebooks[level](latents)
+    assert distances.dtype == torch.float32
+    latents, vectors = latents.double(), model.codebooks[level].vectors.double()
+    exact = (latents.unsqueeze(-2) - vectors).square().sum(-1)
+    farther = exact.gather(-1, codes.unsqueeze(-1))[..., 0] - exact.min(-1).values
+    assert (farther < 1e-6 * latents.square().sum(-1)).all(), farther.max()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_the_codebook_search_in_fp32(small_model, tmp_path, dtype):
     small_model.save_pretrained(tmp_path)
@@ -169,14 +182,39 @@ def test_half_precision_keeps_the_codebook_search_in_fp32(small_model, tmp_path,
     assert model.dtype == dtype and model.encoders[0].blocks[0].out_conv.weight.dtype == dtype
     assert {buffer.dtype for buffer in model.codebooks.buffers()} == {torch.float32}
     audio = _audio(2, 4096)
-    codes, expected = model.encode(audio).audio_codes, small_model.encode(audio).audio_codes
-    for level in range(3):
-        _assert_same_codes(small_model, level, audio, codes[level], expected[level], margin=torch.finfo(dtype).eps)
+    for level, codes in enumerate(model.encode(audio).audio_codes):
+        _assert_searched_in_fp32(model, level, audio)
+        expected = small_model.encode(audio, levels=[level]).audio_codes[0]
+        _assert_same_codes(small_model, level, audio, codes, expected, margin=torch.finfo(dtype).eps)
     codes = small_model.encode(audio, levels=[1]).audio_codes[0]
     decoded = model.decode(codes, 1).audio_values
     assert decoded.dtype == dtype
     expected = small_model.decode(codes, 1).audio_values
     torch.testing.assert_close(decoded.float(), expected, rtol=0.05, atol=0.02)
+
+
+def test_autocast_and_half_leave_the_search_in_fp32(small_model):
+    audio = _audio(2, 4096)
+    with torch.autocast("cpu", torch.bfloat16):
+        _assert_searched_in_fp32(small_model, 1, audio)
+    halved = copy.deepcopy(small_model).half()
+    assert halved.encode(audio).audio_codes[2].shape == (2, 32)
+
+
+def test_codes_of_any_integer_type_decode(small_model):
+    codes = small_model.encode(_audio(1, 1024), levels=[1]).audio_codes[0]
+    expected = small_model.decode(codes, 1).audio_values
+    for dtype in (torch.int16, torch.int32, torch.uint8):
+        assert torch.equal(small_model.decode(codes.to(dtype), 1).audio_values, expected)
+
+
+def test_codes_stream_straight_into_the_decoder(small_model):
+    """Also while the encoder has none to give yet."""
+    audio = _audio(1, 3000)
+    blocks = (codes for (codes,) in small_model.encode_stream(audio.split(64, 2), [2]))
+    streamed = torch.cat(list(small_model.decode_stream(blocks, 2)), 2)
+    codes = small_model.encode(audio, levels=[2]).audio_codes[0]
+    torch.testing.assert_close(streamed, small_model.decode(codes, 2).audio_values, rtol=1e-6, atol=1e-6)
 
 
 def test_device_map_and_offload(small_model, tmp_path):
@@ -192,6 +230,7 @@ def test_device_map_and_offload(small_model, tmp_path):
             tmp_path, device_map=parts | {"encoders.1": "disk", "decoders.1": "disk"}, offload_folder=tmp_path / "off"
         ),
         cpu_offload(copy.deepcopy(small_model), execution_device=torch.device("cpu")),
+        cpu_offload(copy.deepcopy(small_model), execution_device=torch.device("cpu"), offload_buffers=True),
         dispatch_model(copy.deepcopy(small_model), parts, main_device="cpu", force_hooks=True),
     ]
     for model in loaded:
@@ -225,6 +264,11 @@ def test_encode_and_decode_build_no_graph(small_model):
         (lambda m: m.encode(torch.zeros(0, 1, 4096)), r"shape \(0, 1, 4096\)"),
         (lambda m: m.encode(torch.full((1, 1, 4096), float("nan"))), "NaN or infinity"),
         (lambda m: m.encode(torch.full((1, 1, 4096), float("inf"))), "NaN or infinity"),
+        (lambda m: m.encode(np.zeros((1, 1, 4096))), "input_values is ndarray"),
+        (lambda m: m.encode(torch.zeros(1, 1, 4096, dtype=torch.int16)), "input_values is torch.int16"),
+        (lambda m: m.encode(torch.zeros(1, 1, 4096), levels=2), "levels=2: this model has"),
+        (lambda m: m.encode(torch.zeros(1, 1, 4096), levels=[1.0]), "1.0"),
+        (lambda m: list(m.decode_stream([torch.zeros(1, 0, dtype=torch.long)], 0)), "holds no block"),
         (lambda m: m.encode(torch.zeros(1, 1, 4096), levels=[3]), r"levels=\[3\].* 0, 1, 2"),
         (lambda m: m.encode(torch.zeros(1, 1, 4096), levels=[]), r"levels=\[\]"),
         (lambda m: m.encode(torch.zeros(1, 1, 127)), "127 samples, fewer than the 128"),
@@ -259,6 +303,7 @@ def test_bad_input_is_refused_with_its_value_and_the_fix(call, message):
         (dict(reconstruction_loss="l3"), "l3.*l1, l2, linf, lmix"),
         (dict(multispectral_n_fft=[512]), "equally long"),
         (dict(hidden_size="32"), "hidden_size"),
+        (dict(num_residual_layers=0), "num_residual_layers=0: give a positive number"),
     ],
 )
 def test_bad_configurations_are_refused(settings, message):

@@ -57,7 +57,7 @@ def test_unused_codes_restart_and_keep_their_statistics():
     codebook.vector_sums.copy_(codebook.vectors)
     codebook.counts.fill_(1.0)
     latents = torch.randn(1, 400, 8)
-    *_, statistics = codebook(latents)
+    *_, statistics = codebook.quantize(latents)
     assert torch.isclose(codebook.counts[3], torch.tensor(0.99))
     assert torch.allclose(codebook.vector_sums[3], torch.full((8,), 990.0))
     assert _are_rows_of(codebook.vectors[3:4], latents)
@@ -67,10 +67,10 @@ def test_unused_codes_restart_and_keep_their_statistics():
 def test_quantised_latents_pass_the_gradient_straight_through_in_training_only():
     codebook = _model().codebooks[0]
     latents = torch.randn(1, 40, 8, requires_grad=True)
-    _, vectors, _, _ = codebook(latents)
+    _, vectors, _, _ = codebook.quantize(latents)
     vectors.sum().backward()
     assert torch.equal(latents.grad, torch.ones_like(latents))
-    _, vectors, commitment, statistics = codebook.eval()(latents)
+    _, vectors, commitment, statistics = codebook.eval().quantize(latents)
     assert not vectors.requires_grad and commitment.requires_grad and statistics == {}
 
 
@@ -155,6 +155,14 @@ def test_loss_of_silence_is_finite():
 def test_what_has_no_loss_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(_model())
+
+
+def test_clips_shorter_than_linf_k_train_on_other_losses():
+    assert "linf_loss" in _model(reconstruction_loss="l2")(_audio(samples=1536)).metrics
+    model = _model(reconstruction_loss="l2")
+    model.config.linf_k = 4096
+    output = model(_audio(samples=1536))
+    assert output.loss.isfinite() and "linf_loss" not in output.metrics
 
 
 def test_reconstruction_without_loss_takes_any_length():

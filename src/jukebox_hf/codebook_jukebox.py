@@ -43,39 +43,45 @@ class JukeboxCodebook(nn.Module):
         self.register_buffer("vector_sums", torch.zeros(config.codebook_size, config.codebook_dim))
         self.register_buffer("counts", torch.zeros(config.codebook_size))
 
-    def search(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Finds the nearest code of each latent and its squared distance, in fp32.
+    def forward(self, latents_or_codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+        """Finds the nearest codes of latents and their squared distances, or the vectors of codes; all in fp32.
 
-        Shapes: `(..., codebook_dim)` to two tensors `(...)`.
+        One entry for both ways, since accelerate moves what a module needs only when the module itself is called.
+
+        Shapes: latents `(..., codebook_dim)` to two tensors `(...)`; codes `(...)` to `(..., codebook_dim)`.
         """
+        if latents_or_codes.is_floating_point():
+            return self._search(latents_or_codes)
+        return F.embedding(latents_or_codes.long(), self.vectors)
+
+    def _search(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shape = latents.shape[:-1]
         rows = latents.float().reshape(-1, latents.shape[-1])
         filled = F.pad(rows, (0, 0, 0, -len(rows) % SEARCH_ROWS))
-        keys = self.vectors.t()
+        keys = self.vectors.float().t()
         key_norms = keys.square().sum(0)
         distances, codes = [], []
-        for tile in filled.split(SEARCH_ROWS):
-            # The original's order of operations, so that codes that fp32 cannot tell apart tie as they do there.
-            norms = tile.square().sum(1, keepdim=True)
-            nearest = torch.addmm(norms, tile, keys, alpha=-2).add_(key_norms).min(1)
-            distances.append(nearest.values)
-            codes.append(nearest.indices)
+        with torch.autocast(latents.device.type, enabled=False):
+            for tile in filled.split(SEARCH_ROWS):
+                # The original's order of operations, so that codes that fp32 cannot tell apart tie as they do there.
+                norms = tile.square().sum(1, keepdim=True)
+                nearest = torch.addmm(norms, tile, keys, alpha=-2).add_(key_norms).min(1)
+                distances.append(nearest.values)
+                codes.append(nearest.indices)
         return torch.cat(codes)[: len(rows)].view(shape), torch.cat(distances)[: len(rows)].view(shape)
 
-    def look_up(self, codes: torch.Tensor) -> torch.Tensor:
-        """Gives the vectors `(..., codebook_dim)` of codes `(...)`, in fp32."""
-        return F.embedding(codes, self.vectors)
-
-    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict]:
+    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict]:
         """Quantises latents `(batch, frames, codebook_dim)` and, in training mode, updates the codebook.
+
+        In a distributed run every process has to call it in training mode, since they share their statistics.
 
         Returns the codes, the vectors with the straight-through gradient (without any in evaluation mode), the
         commitment loss and, in training mode, statistics. The vectors are those from before the update.
         """
         if self.training and not self.counts.any():
             self._initialize(latents)
-        codes, distances = self.search(latents.detach())
-        vectors = self.look_up(codes).to(latents.dtype)
+        codes, distances = self(latents.detach())
+        vectors = self(codes).to(latents.dtype)
         commitment = F.mse_loss(latents.float(), vectors.float())
         statistics = self._update(latents.detach(), codes, distances) if self.training else {}
         if self.training:

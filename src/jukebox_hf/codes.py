@@ -47,11 +47,12 @@ class JukeboxCodeExtractor:
         self,
         pretrained_model_name_or_path: str,
         levels: list[int],
-        audio_column: str,
-        device: str | torch.device | None,
-        dtype: str | torch.dtype | None,
-        commit: str | None,
-        digest: str | None,
+        audio_column: str = "audio",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        *,
+        commit: str | None = None,
+        digest: str | None = None,
     ):
         self.pretrained_model_name_or_path = pretrained_model_name_or_path
         self.levels = levels
@@ -97,7 +98,7 @@ class JukeboxCodeExtractor:
             commit = Path(hf_hub_download(name, CONFIG_NAME, revision=revision)).parent.name
         config = JukeboxVQVAEConfig.from_pretrained(name, revision=commit)
         levels = config.check_levels(levels)
-        return cls(name, levels, audio_column, device, dtype, commit, digest)
+        return cls(name, levels, audio_column, device, dtype, commit=commit, digest=digest)
 
     def __call__(self, batch: Mapping[str, list]) -> dict[str, list]:
         import pyarrow as pa

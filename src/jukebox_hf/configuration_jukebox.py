@@ -72,6 +72,13 @@ class JukeboxVQVAEConfig(PreTrainedConfig):
     bandwidth_l2: float | int = 1.0
     bandwidth_spectral: float | int = 1.0
 
+    def validate_sizes(self):
+        for name in ("hidden_size", "num_residual_layers", "dilation_growth_rate", "dilation_cycle", "codebook_size",
+                     "codebook_dim", "sampling_rate", "linf_k"):  # fmt: skip
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size}: give a positive number.")
+
     def validate_levels(self):
         levels = len(self.num_downsamples)
         if levels == 0 or min(self.num_downsamples) < 1:
@@ -116,10 +123,14 @@ class JukeboxVQVAEConfig(PreTrainedConfig):
             ValueError: none, or levels that this model does not have.
         """
         known = range(self.num_levels)
-        levels = list(known if levels is None else levels)
-        if not levels or any(level not in known for level in levels):
+        levels = list(known) if levels is None else levels
+        if (
+            not isinstance(levels, list | tuple)
+            or not levels
+            or not all(isinstance(level, int) and level in known for level in levels)
+        ):
             raise ValueError(f"levels={levels}: this model has the levels {', '.join(map(str, known))}.")
-        return levels
+        return list(levels)
 
 
 __all__ = ["JukeboxVQVAEConfig"]

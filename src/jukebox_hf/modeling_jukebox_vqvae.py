@@ -179,6 +179,9 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
     ) -> JukeboxVQVAEEncoderOutput:
         """Encodes audio to the original's codes; no activation is longer than a block, however long the audio.
 
+        On an NVIDIA GPU PyTorch's convolutions use TF32 unless `torch.backends.cudnn.allow_tf32 = False`; the
+        original's codes want that line.
+
         Args:
             input_values (`torch.FloatTensor`): audio `(batch, 1, samples)` at `config.sampling_rate`, about -1 to 1.
             padding_mask (`torch.Tensor`, *optional*): `(batch, samples)`, true or 1 for a clip's own samples, which
@@ -268,7 +271,9 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
             ValueError: as `decode` does, and when there are no codes at all.
         """
         (level,) = self.config.check_levels([level])
-        for audio in self._decode_blocks(map(self._check_codes, blocks), level):
+        # encode_stream, whose blocks may come straight here, has none for a while.
+        codes = (self._check_codes(block) for block in blocks if block.shape[-1])
+        for audio in self._decode_blocks(codes, level):
             yield audio.transpose(1, 2)
 
     @can_return_tuple
@@ -303,7 +308,7 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
             )
         levels = []
         for encoder, codebook, decoder in zip(self.encoders, self.codebooks, self.decoders):
-            codes, vectors, commitment, statistics = codebook(encoder(audio.to(self.dtype), SignalStream()))
+            codes, vectors, commitment, statistics = codebook.quantize(encoder(audio.to(self.dtype), SignalStream()))
             levels.append((codes, decoder(vectors, SignalStream()), commitment, statistics))
         audio_codes, reconstructions, commitments, statistics = zip(*levels)
         loss = metrics = None
@@ -335,6 +340,8 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
         )
         finest = reconstructions[0].detach()
         for kind in ("l1", "l2", "linf"):
+            if kind == "linf" and config.linf_k > finest.shape[1]:
+                continue
             sums[f"{kind}_loss"] = reconstruction_loss(kind, finest, target, config)
         sums["spectral_convergence"] = spectral_convergence(finest, target)
         for name, levels in parts.items():
@@ -349,17 +356,20 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
             codes = []
             for level, stream in zip(levels, streams):
                 stream.ends, stream.piece_size = ends, _piece_size(block)
-                codes.append(self.codebooks[level].search(self.encoders[level](block.to(self.dtype), stream))[0])
+                codes.append(self.codebooks[level](self.encoders[level](block.to(self.dtype), stream))[0])
             yield tuple(codes)
 
     def _decode_blocks(self, blocks: Iterable[torch.Tensor], level: int) -> Iterator[torch.FloatTensor]:
         stream = SignalStream()
-        for block, stream.ends in _cut(blocks, self.config.hop_lengths[level]):
-            stream.piece_size = _piece_size(block)
-            yield self.decoders[level](self.codebooks[level].look_up(block).to(self.dtype), stream)
+        for block, ends in _cut(blocks, self.config.hop_lengths[level]):
+            stream.ends, stream.piece_size = ends, _piece_size(block)
+            yield self.decoders[level](self.codebooks[level](block).to(self.dtype), stream)
 
     def _check_audio(self, input_values: torch.Tensor) -> torch.Tensor:
         """Gives audio as `(batch, samples, 1)`."""
+        if not isinstance(input_values, torch.Tensor) or not input_values.is_floating_point():
+            given = input_values.dtype if isinstance(input_values, torch.Tensor) else type(input_values).__name__
+            raise ValueError(f"input_values is {given}: give a tensor of floats, as JukeboxFeatureExtractor does.")
         if input_values.ndim != 3 or input_values.shape[1] != 1 or not input_values.shape[0]:
             raise ValueError(
                 f"input_values has the shape {tuple(input_values.shape)}: give (batch, 1, samples), as "

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from transformers.utils import logging
 
 from ..audio_files import audio_file_length, read_audio_blocks, write_audio
 from ..modeling_jukebox_vqvae import JukeboxVQVAEModel
-from .pictures import save_spectrograms
+from .pictures import require_matplotlib, save_spectrograms
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
 CODES_SUFFIX = ".safetensors"
@@ -48,7 +49,7 @@ def encode(
     """Turn audio of any rate, length and channel count into discrete codes.
 
     Each input NAME gives OUTPUT/NAME.safetensors with a tensor codes.LEVEL of shape (1, frames) for each level, and
-    the sampling rate, samples and model as metadata. Files are read in blocks: length costs no memory.
+    the sampling rate, samples and model as metadata. Files are read in blocks, so only the codes grow with length.
 
     \b
     Examples:
@@ -62,7 +63,7 @@ def encode(
     dtype = torch.int16 if vqvae.config.codebook_size <= 2**15 else torch.int32
 
     def encode_file(path: Path, target: Path, report: Report):
-        counter = _Counter(read_audio_blocks(path, rate), report)
+        counter = _Counted(read_audio_blocks(path, rate), report)
         stream = vqvae.encode_stream(_tensors(counter, vqvae), levels)
         blocks = [[codes.to("cpu", dtype) for codes in block] for block in stream]
         codes = {f"codes.{level}": torch.cat(parts, 1) for level, parts in zip(levels, zip(*blocks))}
@@ -101,9 +102,11 @@ def decode(
 
     def decode_file(path: Path, target: Path, report: Report):
         chosen, codes = _read_codes(path, level)
+        if codes.ndim != 2 or len(codes) != 1:
+            raise ValueError(f"{path} holds codes {tuple(codes.shape)}: give those of one signal, (1, frames).")
         blocks = vqvae.decode_stream(codes.to(vqvae.device).split(CODES_PER_BLOCK, dim=1), chosen)
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_audio(target, _Counter(_arrays(blocks), report), rate)
+        write_audio(target, _Counted(_arrays(blocks), report), rate)
 
     def length(path: Path) -> int:
         chosen, codes = _read_codes(path, level)
@@ -128,12 +131,14 @@ def reconstruct(
     Examples:
       jukebox-hf reconstruct song.ogg --model jukebox-5b-vqvae --level 2 --picture
     """
+    if picture:
+        require_matplotlib()
     vqvae = _load(model, device)
     (level,) = vqvae.config.check_levels([level])
     rate = vqvae.config.sampling_rate
 
     def reconstruct_file(path: Path, target: Path, report: Report):
-        counter = _Counter(read_audio_blocks(path, rate), report)
+        counter = _Counted(read_audio_blocks(path, rate), report)
         codes = (codes for (codes,) in vqvae.encode_stream(_tensors(counter, vqvae), [level]))
         target.parent.mkdir(parents=True, exist_ok=True)
         write_audio(target, _arrays(vqvae.decode_stream(codes, level)), rate)
@@ -148,10 +153,19 @@ def reconstruct(
 def _load(name: str, device: str | None) -> JukeboxVQVAEModel:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(name)
+    try:
+        model = AutoModel.from_pretrained(name)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {name} cannot be read: {error}. Convert or fetch them again.") from error
     if not isinstance(model, JukeboxVQVAEModel):
         raise ValueError(f"{name} holds a {type(model).__name__}: give a converted VQ-VAE, such as jukebox-5b-vqvae.")
-    return model.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    try:
+        return model.to(device)
+    # PyTorch asserts that a build has CUDA.
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {error}") from error
 
 
 def _audio_suffix(format: str) -> str:
@@ -174,9 +188,9 @@ def _jobs(inputs: list[Path], suffixes: tuple[str, ...], output: Path, new_suffi
         for path in found:
             name = path.relative_to(given) if given.is_dir() else Path(path.name)
             jobs[path] = output / f"{str(name).removesuffix(CODES_SUFFIX)}{new_suffix}"
-    targets = list(jobs.values())
+    uses = Counter(jobs.values())
     for path, target in jobs.items():
-        if targets.count(target) > 1:
+        if uses[target] > 1:
             raise ValueError(
                 f"Several inputs, {path} among them, would become {target}: use an output folder for each."
             )
@@ -206,7 +220,7 @@ def _run(
                 progress.update(task, total=length(path))
                 work(path, target, report)
                 console.print(escape(f"{path} -> {target}"), highlight=False)
-            except (ValueError, OSError, SafetensorError) as error:
+            except (ValueError, OSError, SafetensorError, torch.OutOfMemoryError) as error:
                 failures += 1
                 message = " ".join(str(error).split())
                 message = escape(message if str(path) in message else f"{path}: {message}")
@@ -216,7 +230,7 @@ def _run(
         raise ValueError(f"{failures} of {len(jobs)} files failed; the others are done.")
 
 
-class _Counter:
+class _Counted:
     """Passes blocks `(samples,)` on and reports how many samples have passed."""
 
     def __init__(self, blocks: Iterable[np.ndarray], report: Report):
@@ -247,6 +261,6 @@ def _read_codes(path: Path, level: int | None) -> tuple[int, torch.Tensor]:
             level = levels[0] if level is None else level
             if level not in levels:
                 raise ValueError(f"holds the levels {', '.join(map(str, levels))}, not {level}.")
-            return level, file.get_tensor(f"codes.{level}").long()
+            return level, file.get_tensor(f"codes.{level}")
     except SafetensorError as error:
         raise ValueError(f"is no safetensors file: {error}") from error

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +33,16 @@ def spectrogram_columns(blocks: Iterable[np.ndarray], samples: int) -> np.ndarra
     return 20 * np.log10(np.stack(columns, axis=1) / (N_FFT / 4) + 1e-10)
 
 
-def save_spectrograms(path: Path, files: dict[str, Path], sampling_rate: int):
-    """Draws the spectrograms of audio files one above the other, each under its title, as a PNG.
+def require_matplotlib():
+    """Raises an ImportError that says how to get matplotlib when it is missing."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("Pictures need matplotlib: pip install 'jukebox-hf[pictures]'.")
 
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install 'jukebox-hf[pictures]'.") from error
+
+def save_spectrograms(path: Path, files: dict[str, Path], sampling_rate: int):
+    """Draws the spectrograms of audio files one above the other, each under its title, as a PNG."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.2 * len(files)), layout="constrained")
     panels = figure.subplots(len(files), 1, sharex=True, squeeze=False)[:, 0]
@@ -52,7 +53,7 @@ def save_spectrograms(path: Path, files: dict[str, Path], sampling_rate: int):
         image = panel.imshow(
             decibels, origin="lower", aspect="auto", extent=extent, vmin=FLOOR_DB, vmax=0, cmap="magma"
         )
-        panel.set_title(title)
+        panel.set_title(title, parse_math=False)
         panel.set_ylabel("kHz")
         figure.colorbar(image, ax=panel, label="dB")
     panels[-1].set_xlabel("seconds")
