@@ -1,4 +1,4 @@
-"""The codebook of one level: nearest codes, and its running update in training (section 3 and appendix B.1)."""
+"""The codebook of one level: nearest codes, and its running update in training (arXiv 2005.00341, section 3)."""
 
 import math
 

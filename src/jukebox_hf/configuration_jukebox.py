@@ -12,7 +12,7 @@ RECONSTRUCTION_LOSSES = ("l1", "l2", "linf", "lmix")
 
 @strict
 class JukeboxVQVAEConfig(PreTrainedConfig):
-    r"""Configuration of a [`JukeboxVQVAEModel`]; the defaults are the released model's (arXiv 2005.00341, app. B).
+    r"""Configuration of a [`JukeboxVQVAEModel`]; the defaults are the released model's (arXiv 2005.00341).
 
     Lists over levels run from level 0, the finest. Each level has an encoder, a decoder and a codebook of its own.
 
@@ -28,7 +28,7 @@ class JukeboxVQVAEConfig(PreTrainedConfig):
         codebook_size (`int`): codes in each codebook.
         codebook_dim (`int`): size of a code vector.
         codebook_decay (`float`): decay of the running codebook statistics in training (section 3, and van den Oord
-            et al. 2017, appendix A.1).
+            et al. 2017, arXiv 1711.00937).
         codebook_revival_threshold (`float`): a code whose running count falls below it restarts from a random latent.
         sampling_rate (`int`): in Hz.
         reconstruction_loss (`str`): `"l1"`, `"l2"`, `"linf"` (mean of the largest squared errors) or `"lmix"`.
@@ -36,7 +36,7 @@ class JukeboxVQVAEConfig(PreTrainedConfig):
         lmix_l1, lmix_l2, lmix_linf (`float`): weights of the three in `"lmix"`.
         spectral_weight, multispectral_weight, commitment_weight (`float`): weights of these losses in the total.
         multispectral_n_fft, multispectral_hop_length, multispectral_window_length (`list[int]`): the STFTs whose
-            distances `multispectral_loss` averages, in samples (section 3.2).
+            distances `multispectral_loss` averages, in samples (section 3).
         bandwidth_l1, bandwidth_l2, bandwidth_spectral (`float`): mean absolute value, variance and mean spectrogram
             norm of the training data; the losses are divided by them.
     """

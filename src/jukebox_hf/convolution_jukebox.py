@@ -136,7 +136,7 @@ class JukeboxConvTranspose1d(nn.ConvTranspose1d):
 
 
 class JukeboxResidualBlock(nn.Module):
-    """ReLU, dilated convolution, ReLU, pointwise convolution, times `scale`, added to the input (figure 8)."""
+    """ReLU, dilated convolution, ReLU, pointwise convolution, times `scale`, added to the input."""
 
     def __init__(self, hidden_size: int, inner_size: int, dilation: int, scale: float = 1.0):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The reconstruction and spectral losses of the VQ-VAE (arXiv 2005.00341, section 3.2); audio is `(batch, samples)`."""
+"""The reconstruction and spectral losses of the VQ-VAE (arXiv 2005.00341, section 3); audio is `(batch, samples)`."""
 
 import torch
 import torch.nn.functional as F

@@ -18,7 +18,7 @@ class OfficialCheckpoint:
     Args:
         url: where OpenAI serves it.
         config: the architecture.
-        sample_length: the clip length of its training, in samples (arXiv 2005.00341, appendix B).
+        sample_length: the clip length of its training, in samples (from the paper's table of hyper-parameters).
         size: in bytes, where known.
         sha256: of the file, where known. Others published these sums; this project could not compute them itself.
     """
