@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import AutoModel
 from transformers.utils import logging
 
@@ -71,7 +71,8 @@ def encode(
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         try:
-            save_file(codes, partial, metadata)
+            # save_file would write a file that only its owner may read.
+            partial.write_bytes(save(codes, metadata))
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
