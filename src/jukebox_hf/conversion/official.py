@@ -18,7 +18,8 @@ class OfficialCheckpoint:
     Args:
         url: where OpenAI serves it.
         config: the architecture.
-        sample_length: the clip length of its training, in samples (from the paper's table of hyper-parameters).
+        sample_length: the clip length of its training, in samples, as public training recipes for
+            this architecture give it; not verified against the paper. Only the codebooks' statistics follow from it.
         size: in bytes, where known.
         sha256: of the file, where known. Others published these sums; this project could not compute them itself.
     """
