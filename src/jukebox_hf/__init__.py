@@ -1,8 +1,15 @@
 """OpenAI's Jukebox for the Hugging Face ecosystem; importing it registers the classes with the Auto classes."""
 
+from .cache_jukebox import JukeboxCache
 from .codes import JukeboxCodeExtractor
-from .configuration_jukebox import JukeboxVQVAEConfig
+from .configuration_jukebox import (
+    JukeboxConditionerConfig,
+    JukeboxLyricsEncoderConfig,
+    JukeboxPriorConfig,
+    JukeboxVQVAEConfig,
+)
 from .feature_extraction_jukebox import JukeboxFeatureExtractor
+from .modeling_jukebox_prior import JukeboxPriorModel
 from .modeling_jukebox_vqvae import JukeboxVQVAEModel
 from .registration import register_auto_classes
 
@@ -10,4 +17,14 @@ register_auto_classes()
 
 __version__ = "0.1.0"
 
-__all__ = ["JukeboxCodeExtractor", "JukeboxFeatureExtractor", "JukeboxVQVAEConfig", "JukeboxVQVAEModel"]
+__all__ = [
+    "JukeboxCache",
+    "JukeboxCodeExtractor",
+    "JukeboxConditionerConfig",
+    "JukeboxFeatureExtractor",
+    "JukeboxLyricsEncoderConfig",
+    "JukeboxPriorConfig",
+    "JukeboxPriorModel",
+    "JukeboxVQVAEConfig",
+    "JukeboxVQVAEModel",
+]

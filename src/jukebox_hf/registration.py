@@ -2,8 +2,9 @@
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
 
-from .configuration_jukebox import JukeboxVQVAEConfig
+from .configuration_jukebox import JukeboxPriorConfig, JukeboxVQVAEConfig
 from .feature_extraction_jukebox import JukeboxFeatureExtractor
+from .modeling_jukebox_prior import JukeboxPriorModel
 from .modeling_jukebox_vqvae import JukeboxVQVAEModel
 
 
@@ -12,4 +13,6 @@ def register_auto_classes():
     AutoConfig.register(JukeboxVQVAEConfig.model_type, JukeboxVQVAEConfig, exist_ok=True)
     AutoModel.register(JukeboxVQVAEConfig, JukeboxVQVAEModel, exist_ok=True)
     AutoModelForAudioTokenization.register(JukeboxVQVAEConfig, JukeboxVQVAEModel, exist_ok=True)
+    AutoConfig.register(JukeboxPriorConfig.model_type, JukeboxPriorConfig, exist_ok=True)
+    AutoModel.register(JukeboxPriorConfig, JukeboxPriorModel, exist_ok=True)
     AutoFeatureExtractor.register(JukeboxVQVAEConfig, JukeboxFeatureExtractor, exist_ok=True)

@@ -46,6 +46,48 @@ VQVAE_NAMES: NameMap = (
     ("bottleneck.level_blocks.{level}.k", "codebooks.{level}.vectors"),
 )
 
+_LAYER_NAMES = (
+    ("attn.c_attn.{kind}", "attention.qkv_proj.{kind}"),
+    ("attn.c_enc_kv.{kind}", "attention.kv_proj.{kind}"),
+    ("attn.c_proj.{kind}", "attention.out_proj.{kind}"),
+    ("mlp.c_fc.{kind}", "mlp.fc1.{kind}"),
+    ("mlp.c_proj.{kind}", "mlp.fc2.{kind}"),
+    ("ln_0.{kind}", "attention_layer_norm.{kind}"),
+    ("ln_1.{kind}", "mlp_layer_norm.{kind}"),
+)
+
+PRIOR_NAMES: NameMap = (
+    ("prior.x_emb.{kind}", "embed_tokens.{kind}"),
+    ("prior.pos_emb.pos_emb", "embed_positions.weight"),
+    ("prior.start_token", "start_embedding.weight"),
+    ("prior.x_out.{kind}", "lm_head.{kind}"),
+    *((f"prior.transformer._attn_mods.{{i}}.{a}", f"layers.{{i}}.{b}") for a, b in _LAYER_NAMES),
+    ("y_emb.artist_emb.emb.{kind}", "label_embedding.artists.{kind}"),
+    ("y_emb.bow_genre_emb.emb.{kind}", "label_embedding.genres.{kind}"),
+    ("y_emb.total_length_emb.emb.{kind}", "timing_embedding.total_length.{kind}"),
+    ("y_emb.absolute_pos_emb.emb.{kind}", "timing_embedding.absolute_position.{kind}"),
+    ("y_emb.relative_pos_emb.emb.{kind}", "timing_embedding.relative_position.{kind}"),
+    ("conditioner_blocks.0.x_emb.{kind}", "conditioner.embed_codes.{kind}"),
+    ("conditioner_blocks.0.cond.model.0.{kind}", "conditioner.in_conv.{kind}"),
+    (
+        "conditioner_blocks.0.cond.model.{i}.0.{blocks}.{j}.model.1.{kind}",
+        "conditioner.upsamples.{i-1}.residual_blocks.{j}.conv1.{kind}",
+    ),
+    (
+        "conditioner_blocks.0.cond.model.{i}.0.{blocks}.{j}.model.3.{kind}",
+        "conditioner.upsamples.{i-1}.residual_blocks.{j}.conv2.{kind}",
+    ),
+    ("conditioner_blocks.0.cond.model.{i}.1.{kind}", "conditioner.upsamples.{i-1}.conv.{kind}"),
+    ("conditioner_blocks.0.ln.{kind}", "conditioner.layer_norm.{kind}"),
+    ("prime_prior.x_emb.{kind}", "lyrics_encoder.embed_tokens.{kind}"),
+    ("prime_prior.pos_emb.pos_emb", "lyrics_encoder.embed_positions.weight"),
+    ("prime_prior.start_token", "lyrics_encoder.start_embedding.weight"),
+    *((f"prime_prior.transformer._attn_mods.{{i}}.{a}", f"lyrics_encoder.layers.{{i}}.{b}") for a, b in _LAYER_NAMES),
+    ("prime_state_proj.{kind}", "lyrics_encoder.state_proj.{kind}"),
+    ("prime_state_ln.{kind}", "lyrics_encoder.layer_norm.{kind}"),
+    ("prime_x_out.{kind}", "lyrics_encoder.lm_head.{kind}"),
+)
+
 
 def translate(state_dict: Mapping[str, Tensor], name_map: NameMap, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gives the tensors of an original checkpoint our names, and proves that they fill a model exactly.
