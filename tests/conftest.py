@@ -15,6 +15,10 @@ from jukebox_hf.convolution_jukebox import SignalStream
 
 GOLDENS = Path(__file__).parent / "goldens"
 VQVAE_CASES = ("vqvae-two-level", "vqvae-three-level", "vqvae-5b-size")
+PRIOR_CASES = (
+    "prior-unlabelled-style", "prior-5b-style", "prior-5b-lyrics-style", "prior-separate-encoder-style",
+    "prior-1b-lyrics-style", "upsampler-level-1-style", "upsampler-level-0-style",
+)  # fmt: skip
 
 
 def assert_matches(actual: torch.Tensor, expected: torch.Tensor, name: str = ""):

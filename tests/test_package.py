@@ -5,7 +5,8 @@ import sys
 
 TRANSFORMERS = (
     "from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization, "
-    "PreTrainedConfig, SequenceFeatureExtractor; from transformers.modeling_utils import PreTrainedModel"
+    "AutoProcessor, AutoTokenizer, GenerationMixin, PreTrainedConfig, PreTrainedTokenizer, ProcessorMixin, "
+    "SequenceFeatureExtractor; from transformers.modeling_utils import PreTrainedModel"
 )
 
 

@@ -11,7 +11,9 @@ from .configuration_jukebox import (
 from .feature_extraction_jukebox import JukeboxFeatureExtractor
 from .modeling_jukebox_prior import JukeboxPriorModel
 from .modeling_jukebox_vqvae import JukeboxVQVAEModel
+from .processing_jukebox import JukeboxProcessor
 from .registration import register_auto_classes
+from .tokenization_jukebox import JukeboxTokenizer
 
 register_auto_classes()
 
@@ -25,6 +27,8 @@ __all__ = [
     "JukeboxLyricsEncoderConfig",
     "JukeboxPriorConfig",
     "JukeboxPriorModel",
+    "JukeboxProcessor",
+    "JukeboxTokenizer",
     "JukeboxVQVAEConfig",
     "JukeboxVQVAEModel",
 ]

@@ -49,6 +49,15 @@ class JukeboxPriorGenerationMixin(GenerationMixin):
             ValueError: nothing to draw, more than a context, and whatever `forward` refuses.
         """
         config = self.config
+        if (mask := kwargs.pop("attention_mask", None)) is not None and not mask.all():
+            raise ValueError(
+                "attention_mask hides some codes: Jukebox's windows have no padding; generate each length apart."
+            )
+        if (cache := kwargs.get("past_key_values")) is not None and cache.get_seq_length():
+            raise ValueError(
+                f"past_key_values holds {cache.get_seq_length()} positions: give an empty cache, or reset() it; "
+                "input_ids is read from its start."
+            )
         conditions = {name: kwargs.pop(name, None) for name in CONDITIONS}
         device = self.embed_tokens.weight.device if input_ids is None else input_ids.device
         if input_ids is None or not input_ids.shape[1]:
@@ -106,6 +115,8 @@ class JukeboxPriorGenerationMixin(GenerationMixin):
         input_ids: Tensor,
         next_sequence_length: int | None = None,
         is_first_iteration: bool = False,
+        attention_mask: None = None,
+        position_ids: None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         if next_sequence_length is not None:

@@ -1,11 +1,20 @@
 """Makes transformers' Auto classes find the Jukebox classes."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioTokenization,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from .configuration_jukebox import JukeboxPriorConfig, JukeboxVQVAEConfig
 from .feature_extraction_jukebox import JukeboxFeatureExtractor
 from .modeling_jukebox_prior import JukeboxPriorModel
 from .modeling_jukebox_vqvae import JukeboxVQVAEModel
+from .processing_jukebox import JukeboxProcessor
+from .tokenization_jukebox import JukeboxTokenizer
 
 
 def register_auto_classes():
@@ -15,4 +24,6 @@ def register_auto_classes():
     AutoModelForAudioTokenization.register(JukeboxVQVAEConfig, JukeboxVQVAEModel, exist_ok=True)
     AutoConfig.register(JukeboxPriorConfig.model_type, JukeboxPriorConfig, exist_ok=True)
     AutoModel.register(JukeboxPriorConfig, JukeboxPriorModel, exist_ok=True)
+    AutoTokenizer.register(JukeboxPriorConfig, tokenizer_class=JukeboxTokenizer, exist_ok=True)
+    AutoProcessor.register(JukeboxPriorConfig, JukeboxProcessor, exist_ok=True)
     AutoFeatureExtractor.register(JukeboxVQVAEConfig, JukeboxFeatureExtractor, exist_ok=True)
