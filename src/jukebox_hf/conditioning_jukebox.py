@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .attention_patterns import PATTERNS, Grid
 from .configuration_jukebox import JukeboxPriorConfig, repeat_pattern
 from .convolution_jukebox import JukeboxConv1d, JukeboxResidualBlock, JukeboxUpsample, SignalStream, run_growing
-from .transformer_jukebox import JukeboxLayerNorm, JukeboxTransformerLayer
+from .transformer_jukebox import JukeboxLayerNorm, JukeboxTransformerLayer, with_init_std
 
 
 class JukeboxLabelEmbedding(nn.Module):
@@ -17,8 +17,9 @@ class JukeboxLabelEmbedding(nn.Module):
 
     def __init__(self, config: JukeboxPriorConfig):
         super().__init__()
-        self.artists = nn.Embedding(config.num_artists, config.hidden_size)
-        self.genres = nn.Embedding(config.num_genres, config.hidden_size)
+        std = 0.01 * config.init_scale
+        self.artists = with_init_std(nn.Embedding(config.num_artists, config.hidden_size), std)
+        self.genres = with_init_std(nn.Embedding(config.num_genres, config.hidden_size), std)
 
     def forward(self, artist_ids: Tensor, genre_ids: Tensor) -> Tensor:
         genres = self.genres(genre_ids.clamp(min=0)) * (genre_ids >= 0).unsqueeze(-1)
@@ -38,9 +39,9 @@ class JukeboxTimingEmbedding(nn.Module):
         self.sample_length = config.sample_length
         self.shortest = config.min_duration * config.sampling_rate
         self.longest = config.max_duration * config.sampling_rate
-        self.total_length = nn.Embedding(config.num_time_bins, config.hidden_size)
-        self.absolute_position = nn.Embedding(config.num_time_bins, config.hidden_size)
-        self.relative_position = nn.Embedding(config.num_time_bins, config.hidden_size)
+        for name in ("total_length", "absolute_position", "relative_position"):
+            embedding = nn.Embedding(config.num_time_bins, config.hidden_size)
+            setattr(self, name, with_init_std(embedding, 0.01 * config.init_scale))
 
     def forward(self, total_length: Tensor, offset: Tensor) -> Tensor:
         # All in fp32 from here, as in the original: the bins of positions near a boundary depend on it.
@@ -72,7 +73,8 @@ class JukeboxConditioner(nn.Module):
         conditioner = config.conditioner_config
         width, depth = conditioner.hidden_size, conditioner.num_residual_layers
         inner = int(conditioner.residual_expansion * width)
-        self.embed_codes = nn.Embedding(config.vocab_size, config.hidden_size)
+        embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_codes = with_init_std(embedding, 0.02 * config.init_scale)
         self.in_conv = JukeboxConv1d(config.hidden_size, width, 3, padding=1)
         self.upsamples = nn.ModuleList()
         for i, stride in enumerate(conditioner.strides):
@@ -106,12 +108,14 @@ class JukeboxLyricsEncoder(nn.Module):
         self.letters = repeat_pattern(encoder)
         self.grid = Grid(encoder.num_blocks, config.num_lyric_tokens // encoder.num_blocks, num_prime=0)
         self.layers = nn.ModuleList(JukeboxTransformerLayer(encoder, letter) for letter in self.letters)
-        self.embed_tokens = nn.Embedding(config.lyric_vocab_size, encoder.hidden_size)
-        self.embed_positions = nn.Embedding(config.num_lyric_tokens, encoder.hidden_size)
-        self.start_embedding = nn.Embedding(1, encoder.hidden_size)
-        self.state_proj = nn.Linear(encoder.hidden_size, config.hidden_size)
+        width, scale = encoder.hidden_size, encoder.init_scale
+        self.embed_tokens = with_init_std(nn.Embedding(config.lyric_vocab_size, width), 0.02 * scale)
+        self.embed_positions = with_init_std(nn.Embedding(config.num_lyric_tokens, width), 0.01 * scale)
+        self.start_embedding = with_init_std(nn.Embedding(1, width), 0.01 * scale)
+        self.state_proj = with_init_std(nn.Linear(width, config.hidden_size), 0.02 * scale)
         self.layer_norm = JukeboxLayerNorm(config.hidden_size)
-        self.lm_head = nn.Linear(config.hidden_size, config.lyric_vocab_size, bias=False)
+        lm_head = nn.Linear(config.hidden_size, config.lyric_vocab_size, bias=False)
+        self.lm_head = with_init_std(lm_head, 0.02 * config.init_scale)
 
     def forward(self, lyric_ids: Tensor) -> Tensor:
         start = self.start_embedding(torch.zeros_like(lyric_ids[:, :1]))

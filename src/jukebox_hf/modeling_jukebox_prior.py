@@ -22,7 +22,7 @@ from .configuration_jukebox import JukeboxPriorConfig
 from .convolution_jukebox import JukeboxConv1d, JukeboxConvTranspose1d
 from .prior_generation import JukeboxPriorGenerationMixin
 from .prior_inputs import check_codes, check_labels, check_lyrics, check_upper_codes
-from .transformer_jukebox import JukeboxTransformerLayer
+from .transformer_jukebox import JukeboxTransformerLayer, with_init_std
 
 
 @dataclass
@@ -102,19 +102,20 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
             # transformers resolves the default for whole models only, and the encoder is a part of this one.
             config.lyrics_encoder_config._attn_implementation = config._attn_implementation
         self.layers = nn.ModuleList(JukeboxTransformerLayer(config, letter) for letter in config.layer_patterns)
-        self.embed_tokens = nn.Embedding(config.start_token_id, config.hidden_size)
-        self.embed_positions = nn.Embedding(config.sequence_length, config.hidden_size)
+        width, scale = config.hidden_size, config.init_scale
+        self.embed_tokens = with_init_std(nn.Embedding(config.start_token_id, width), 0.02 * scale)
+        self.embed_positions = with_init_std(nn.Embedding(config.sequence_length, width), 0.01 * scale)
         if config.num_artists:
             self.label_embedding = JukeboxLabelEmbedding(config)
         else:
-            self.start_embedding = nn.Embedding(1, config.hidden_size)
+            self.start_embedding = with_init_std(nn.Embedding(1, width), 0.01 * scale)
         if config.num_time_bins:
             self.timing_embedding = JukeboxTimingEmbedding(config)
         if config.conditioner_config is not None:
             self.conditioner = JukeboxConditioner(config)
         if config.lyrics_encoder_config is not None:
             self.lyrics_encoder = JukeboxLyricsEncoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.start_token_id, bias=False)
+        self.lm_head = nn.Linear(width, config.start_token_id, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -125,47 +126,20 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The original's laws: deviations of 0.02, and 0.01 for positions, labels, timing and start, times a scale."""
-        config = self.config
-        if isinstance(module, JukeboxTransformerLayer):
-            scale = 0.02 * module.attention.config.init_scale
-            for part in (module.attention, module.mlp):
-                for linear in part.children():
-                    if isinstance(linear, nn.Linear):
-                        init.normal_(linear.weight, std=scale)
-                        init.zeros_(linear.bias)
-            if module.attention.is_cross:
-                # A new cross layer adds nothing.
-                init.zeros_(module.attention.out_proj.weight)
-                init.zeros_(module.mlp.fc2.weight)
-        elif isinstance(module, JukeboxLyricsEncoder):
-            scale = config.lyrics_encoder_config.init_scale
-            init.normal_(module.embed_tokens.weight, std=0.02 * scale)
-            init.normal_(module.embed_positions.weight, std=0.01 * scale)
-            init.normal_(module.start_embedding.weight, std=0.01 * scale)
-            init.normal_(module.state_proj.weight, std=0.02 * scale)
-            init.zeros_(module.state_proj.bias)
-            init.normal_(module.lm_head.weight, std=0.02 * config.init_scale)
-        elif isinstance(module, JukeboxLabelEmbedding | JukeboxTimingEmbedding):
-            for embedding in module.children():
-                init.normal_(embedding.weight, std=0.01 * config.init_scale)
-        elif isinstance(module, JukeboxConditioner):
-            init.normal_(module.embed_codes.weight, std=0.02 * config.init_scale)
-        elif isinstance(module, JukeboxConv1d | JukeboxConvTranspose1d):
-            bound = 1 / math.sqrt(module.weight.shape[1] * module.weight.shape[2])
-            init.uniform_(module.weight, -bound, bound)
-            init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.LayerNorm):
+        """The original's laws: normal with the deviation that `with_init_std` set, else PyTorch's default."""
+        if isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif module is self:
-            init.normal_(self.embed_tokens.weight, std=0.02 * config.init_scale)
-            init.normal_(self.embed_positions.weight, std=0.01 * config.init_scale)
-            if not config.num_artists:
-                init.normal_(self.start_embedding.weight, std=0.01 * config.init_scale)
-            if not config.tie_word_embeddings:
-                bound = 1 / math.sqrt(config.hidden_size)
-                init.uniform_(self.lm_head.weight, -bound, bound)
+        elif (std := getattr(module, "init_std", None)) is not None:
+            init.normal_(module.weight, std=std)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear | JukeboxConv1d | JukeboxConvTranspose1d):
+            # It takes the second axis for the fan-in of transposed convolutions, too.
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
 
     def condition(
         self,
@@ -176,19 +150,23 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
         offset: Tensor | None = None,
         lyric_ids: Tensor | None = None,
         batch_size: int = 1,
+        device: torch.device | None = None,
     ) -> JukeboxConditioning:
         """Computes what all steps of a window share; `forward` and `generate` call it on the same arguments.
+
+        Args:
+            batch_size (`int`): samples; arguments of one sample are those of all.
+            device (`torch.device`, *optional*): where to compute it, if not where the model is.
 
         Raises:
             ValueError: an argument that this prior does not take or cannot do without, a wrong shape, an id out of
                 range, or a duration outside the trained range.
         """
-        config, device = self.config, self.embed_tokens.weight.device
-        artist_ids, genre_ids, total_length, offset = check_labels(
-            config, batch_size, artist_ids, genre_ids, total_length, offset
-        )
-        upper_codes = check_upper_codes(config, batch_size, upper_codes)
-        lyric_ids = check_lyrics(config, batch_size, lyric_ids)
+        config, device = self.config, self.device if device is None else device
+        labels = check_labels(config, batch_size, artist_ids, genre_ids, total_length, offset)
+        artist_ids, genre_ids, total_length, offset = (_to(ids, device) for ids in labels)
+        upper_codes = _to(check_upper_codes(config, batch_size, upper_codes), device)
+        lyric_ids = _to(check_lyrics(config, batch_size, lyric_ids), device)
         position_embeds = lyric_states = None
         if config.num_artists:
             start_embeds = self.label_embedding(artist_ids, genre_ids)
@@ -264,17 +242,17 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
         if decoder_input_ids is None:
             check_codes(config, input_ids)
             decoder_input_ids = self.decoder_inputs(input_ids, lyric_ids)[:, :-1]
-        batch_size, num_positions = decoder_input_ids.shape
+        (batch_size, num_positions), input_device = decoder_input_ids.shape, decoder_input_ids.device
         if start_embeds is None:
             conditioning = self.condition(
-                upper_codes, artist_ids, genre_ids, total_length, offset, lyric_ids, batch_size=batch_size
+                upper_codes, artist_ids, genre_ids, total_length, offset, lyric_ids, batch_size, input_device
             )
             start_embeds, lyric_states = conditioning.start_embeds, conditioning.lyric_states
             position_embeds = conditioning.position_embeds
         if use_cache and past_key_values is None:
             past_key_values = JukeboxCache(config)
 
-        positions, plans = self._plan(num_positions, past_key_values, decoder_input_ids.device)
+        positions, plans = self._plan(num_positions, past_key_values, input_device)
         is_start = (decoder_input_ids == config.start_token_id).unsqueeze(-1)
         embeds = self.embed_tokens(decoder_input_ids.clamp(max=config.start_token_id - 1))
         embeds = torch.where(is_start, start_embeds, embeds) + self.embed_positions(positions)
@@ -380,7 +358,7 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
                 lyric_logits = logits[:, :num_lyrics]
             else:
                 lyric_logits = _in_fp32(self.lyrics_encoder.lm_head, lyric_states)
-            losses["lyric_loss"] = _bits(lyric_logits, lyric_ids)
+            losses["lyric_loss"] = _bits(lyric_logits, check_lyrics(config, len(labels), lyric_ids))
             losses["loss"] = (
                 config.lyrics_loss_weight * num_lyrics * losses["lyric_loss"] + num_codes * music_loss
             ) / (num_lyrics + num_codes)
@@ -405,6 +383,10 @@ def _indices(asked: bool | list[int] | None, default: bool, count: int) -> froze
     if any(not -count <= index < count for index in asked):
         raise ValueError(f"{asked}: this model has the items 0 to {count - 1}.")
     return frozenset(index % count for index in asked)
+
+
+def _to(ids: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if ids is None else ids.to(device)
 
 
 def _in_fp32(head: nn.Linear, states: Tensor) -> Tensor:

@@ -59,14 +59,15 @@ class JukeboxPriorGenerationMixin(GenerationMixin):
                 "input_ids is read from its start."
             )
         conditions = {name: kwargs.pop(name, None) for name in CONDITIONS}
-        device = self.embed_tokens.weight.device if input_ids is None else input_ids.device
         if input_ids is None or not input_ids.shape[1]:
-            sizes = [len(value) for value in (input_ids, *conditions.values()) if value is not None]
-            input_ids = torch.zeros(max(sizes, default=1), 0, dtype=torch.long, device=device)
+            given = [value for value in (input_ids, *conditions.values()) if value is not None]
+            # With every module on disk the model's own device is meta, where nothing can be computed.
+            device = given[0].device if given else self.device
+            input_ids = torch.zeros(max(map(len, given), default=1), 0, dtype=torch.long, device=device)
         else:
             check_codes(config, input_ids)
         num_new = self._num_new_codes(input_ids.shape[1], generation_config, kwargs)
-        conditioning = self.condition(**conditions, batch_size=len(input_ids))
+        conditioning = self.condition(**conditions, batch_size=len(input_ids), device=input_ids.device)
         inputs = self.decoder_inputs(input_ids, conditions["lyric_ids"])
         prefix = 1 + config.lyric_offset
         if generator is not None:

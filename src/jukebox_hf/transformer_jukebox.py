@@ -16,6 +16,15 @@ from .configuration_jukebox import JukeboxLyricsEncoderConfig, JukeboxPriorConfi
 StackConfig = JukeboxPriorConfig | JukeboxLyricsEncoderConfig
 
 
+def with_init_std(module: nn.Module, std: float) -> nn.Module:
+    """Marks a matrix with the deviation it is initialised with; its bias becomes zero.
+
+    transformers initialises out-of-tree models leaf by leaf, and a leaf does not know what it is part of.
+    """
+    module.init_std = std
+    return module
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -56,12 +65,14 @@ class JukeboxAttention(nn.Module):
         self.scaling = config.head_dim**-0.5
         self.is_cross = PATTERNS[letter].keys == "lyrics"
         width = config.num_attention_heads * config.head_dim
+        std = 0.02 * config.init_scale
         if self.is_cross:
-            self.q_proj = nn.Linear(config.hidden_size, width)
-            self.kv_proj = nn.Linear(config.hidden_size, 2 * width)
+            self.q_proj = with_init_std(nn.Linear(config.hidden_size, width), std)
+            self.kv_proj = with_init_std(nn.Linear(config.hidden_size, 2 * width), std)
         else:
-            self.qkv_proj = nn.Linear(config.hidden_size, 3 * width)
-        self.out_proj = nn.Linear(width, config.hidden_size)
+            self.qkv_proj = with_init_std(nn.Linear(config.hidden_size, 3 * width), std)
+        # A new cross layer adds nothing.
+        self.out_proj = with_init_std(nn.Linear(width, config.hidden_size), 0.0 if self.is_cross else std)
 
     def forward(
         self,
@@ -111,11 +122,13 @@ class JukeboxAttention(nn.Module):
 class JukeboxMLP(nn.Module):
     """Linear, quick GELU, linear."""
 
-    def __init__(self, config: StackConfig):
+    def __init__(self, config: StackConfig, letter: str):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        std = 0.02 * config.init_scale
+        self.fc1 = with_init_std(nn.Linear(config.hidden_size, config.intermediate_size), std)
         self.activation = QuickGELUActivation()
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        is_cross = PATTERNS[letter].keys == "lyrics"
+        self.fc2 = with_init_std(nn.Linear(config.intermediate_size, config.hidden_size), 0.0 if is_cross else std)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(hidden_states)))
@@ -127,7 +140,7 @@ class JukeboxTransformerLayer(GradientCheckpointingLayer):
     def __init__(self, config: StackConfig, letter: str):
         super().__init__()
         self.attention = JukeboxAttention(config, letter)
-        self.mlp = JukeboxMLP(config)
+        self.mlp = JukeboxMLP(config, letter)
         self.attention_layer_norm = JukeboxLayerNorm(config.hidden_size)
         self.mlp_layer_norm = JukeboxLayerNorm(config.hidden_size)
         self.residual_scale = config.residual_scale
