@@ -2,17 +2,20 @@
 
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModel
+from transformers import AutoModel, TorchAoConfig
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import VQVAE_CASES, golden
+from conftest import PRIOR_CASES, VQVAE_CASES, golden
+from test_prior_goldens import GRADIENTS as PRIOR_GRADIENTS
+from test_prior_goldens import SAMPLING, conditions, sample, within_half_precision
 from test_vqvae_goldens import FP32_MARGIN, GRADIENTS, LOSSES, STATISTICS, training_step
 
 from benchmarks.peer import load_peer_vqvae
@@ -98,19 +101,117 @@ def training_table(models) -> Table:
     return table
 
 
+def prior_table(models) -> Table:
+    table = Table(title="Priors against the original's", title_justify="left")
+    for column in ("case", "what", "values", "largest |difference|", "of the promise"):
+        table.add_column(column)
+    for case, model in models.items():
+        for what, pairs in _prior_pairs(model, golden(case).tensors).items():
+            differences = [(actual - expected).abs().max().item() for actual, expected in pairs]
+            allowed = [1e-5 * max(1.0, expected.abs().max().item()) for _, expected in pairs]
+            share = max(difference / limit for difference, limit in zip(differences, allowed))
+            if share > 1:
+                broken_promises.append(f"{case}, {what}")
+            count = sum(expected.numel() for _, expected in pairs)
+            table.add_row(case, what, str(count), f"{max(differences):.1e}", f"{share:.0%}")
+    return table
+
+
+def _prior_pairs(model, tensors) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Ours and the original's values of one model, by what they are."""
+    codes, inputs = tensors["codes"], conditions(model, tensors)
+    output = model(codes, **inputs, labels=codes, output_hidden_states=True, output_attentions=True)
+    model.train()
+    loss = model(codes, **inputs, labels=codes).loss
+    loss.backward()
+    model.eval()
+    pairs = {"conditioning": [], "logits": [(output.logits, tensors["logits"])], "hidden states": []}
+    conditioning = model.condition(**inputs, batch_size=2)
+    if "conditioning.start" in tensors:
+        positions = conditioning.position_embeds[:, model.config.lyric_offset :]
+        pairs["conditioning"] = [
+            (conditioning.start_embeds, tensors["conditioning.start"]), (positions, tensors["conditioning.positions"])
+        ]  # fmt: skip
+    for name, expected in tensors.items():
+        kind, _, number = name.rpartition(".")
+        if kind == "hidden":
+            pairs["hidden states"].append((output.hidden_states[int(number)], expected))
+        elif kind == "attention":
+            pairs["lyric attention"] = [(output.lyric_attentions[int(number)], expected)]
+        elif kind.startswith("short_"):
+            length = int(kind.removeprefix("short_").removesuffix(".hidden"))
+            short = model(codes[:, :length], **inputs, output_hidden_states=True).hidden_states[int(number)]
+            pairs.setdefault("hidden states of short clips", []).append((short, expected))
+    pairs["losses"] = [(output.loss, tensors["loss"]), (output.music_loss, tensors["gen_loss"])]
+    if output.lyric_loss is not None:
+        pairs["losses"].append((output.lyric_loss, tensors["prime_loss"]))
+    pairs["training: loss and gradients"] = [(loss, tensors["train.loss"])]
+    for theirs, (ours, is_transposed) in PRIOR_GRADIENTS.items():
+        gradient = model.get_parameter(ours).grad
+        gradient = gradient.T if is_transposed else gradient
+        expected = within_half_precision(tensors[f"train.grad.{theirs}"], gradient)
+        pairs["training: loss and gradients"].append((gradient, expected))
+    return {what: values for what, values in pairs.items() if values}
+
+
+def sample_table(models) -> Table:
+    table = Table(title="Samples against the original's: other tokens", title_justify="left")
+    for column in ("case", *SAMPLING):
+        table.add_column(column)
+    for case, model in models.items():
+        tensors = golden(case).tensors
+        wrong = [(sample(model, tensors, name) != tensors[f"sample.{name}"]).sum().item() for name in SAMPLING]
+        if any(wrong):
+            broken_promises.append(f"{case}, samples")
+        sizes = [tensors[f"sample.{name}"].numel() for name in SAMPLING]
+        table.add_row(case, *(f"{count} of {size}" for count, size in zip(wrong, sizes)))
+    return table
+
+
+def precision_table(folder: Path) -> Table:
+    """What half precision and int8 weights change: no promise, but what there is to know."""
+    table = Table(title="Other number formats against fp32: logits, largest and mean |difference|; loss in bits")
+    formats = {"bf16": {"dtype": torch.bfloat16}, "fp16": {"dtype": torch.float16}}
+    if find_spec("torchao"):
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        formats["int8"] = {"dtype": torch.bfloat16, "quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    for column in ("case", "fp32 loss", *formats):
+        table.add_column(column)
+    for case in PRIOR_CASES:
+        tensors, row = golden(case).tensors, []
+        for name, settings in ({"fp32": {"dtype": torch.float32}} | formats).items():
+            model = AutoModel.from_pretrained(folder / case, **settings)
+            output = model(tensors["codes"], **conditions(model, tensors), labels=tensors["codes"])
+            if name == "fp32":
+                logits, loss = output.logits, output.loss
+                row.append(f"{loss:.4f}")
+            else:
+                difference = (output.logits - logits).abs()
+                row.append(f"{difference.max():.1e}, {difference.mean():.1e}; {output.loss - loss:+.4f}")
+        table.add_row(case, *row)
+    return table
+
+
 def main():
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_grad_enabled(False)
     console = Console(width=140)
     with tempfile.TemporaryDirectory() as folder:
-        models = {}
+        models, priors = {}, {}
         for case in VQVAE_CASES:
             converted = convert_checkpoint(golden(case).checkpoint, Path(folder) / case)
             models[case] = AutoModel.from_pretrained(converted)
-    console.print(inference_table(models))
+        for case in PRIOR_CASES:
+            converted = convert_checkpoint(golden(case).checkpoint, Path(folder) / case)
+            priors[case] = AutoModel.from_pretrained(converted, dtype=torch.float32)
+        console.print(inference_table(models))
+        console.print(precision_table(Path(folder)))
+    console.print(sample_table(priors))
     torch.set_grad_enabled(True)
     console.print(training_table(models))
+    console.print(prior_table(priors))
     console.print(
         "other codes: codes unlike the original's, and how much nearer, relative to the latent's squared norm, the "
         "nearest code was than the next; below 1e-6 fp32 cannot tell them apart. of the promise: the largest share "

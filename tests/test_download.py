@@ -195,7 +195,7 @@ def test_a_truncated_file_is_refused_and_deleted(server, path):
 
 
 def test_a_wrong_checksum_is_refused_and_deleted(server, path):
-    with pytest.raises(ValueError, match=f"has the sha256 {SHA256} and not 0000.* pass its path as SOURCE"):
+    with pytest.raises(ValueError, match=f"has the sha256 {SHA256} and not 0000.* put it at {path}"):
         download(server.url, path, sha256="0" * 64)
     assert not any(file.suffix != ".lock" for file in path.parent.iterdir())
 
@@ -212,20 +212,20 @@ def test_it_gives_up_when_nothing_new_arrives_but_keeps_what_has(server, path, l
 
 def test_a_missing_file_is_not_asked_for_again(server, path):
     server.status = 404
-    with pytest.raises(ConnectionError, match=rf"{server.url} \(.*404.*\).* as SOURCE") as error:
+    with pytest.raises(ConnectionError, match=rf"{server.url} \(.*404.*\).* put it at {path}") as error:
         download(server.url, path)
     assert len(server.asked) == 1 and "\n" not in str(error.value)
 
 
 def test_no_network(server, path):
     server.close()
-    with pytest.raises(ConnectionError, match=f"Cannot download {server.url} .* pass its path as SOURCE"):
+    with pytest.raises(ConnectionError, match=f"Cannot download {server.url} .* put it at {path}"):
         download(server.url, path)
 
 
 def test_offline_mode(server, path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match=r"offline mode is enabled.* pass its path as SOURCE"):
+    with pytest.raises(ConnectionError, match=f"offline mode is enabled.* put it at {path}"):
         download(server.url, path)
     assert not server.asked
 

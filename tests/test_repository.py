@@ -206,4 +206,5 @@ def test_maintainers_script(monkeypatch, tmp_path):
     script.main(tmp_path)
     script.main(tmp_path, organisation="org")
     folder = tmp_path / "jukebox-5b-vqvae"
-    assert calls == [("5b-vqvae", folder, None), ("5b-vqvae", folder, "org/jukebox-5b-vqvae")]
+    assert calls[0] == ("5b-vqvae", folder, None) and calls[6] == ("5b-vqvae", folder, "org/jukebox-5b-vqvae")
+    assert [name for name, _, _ in calls] == 2 * list(OFFICIAL_CHECKPOINTS)

@@ -22,7 +22,7 @@ from .configuration_jukebox import JukeboxPriorConfig
 from .convolution_jukebox import JukeboxConv1d, JukeboxConvTranspose1d
 from .prior_generation import JukeboxPriorGenerationMixin
 from .prior_inputs import check_codes, check_labels, check_lyrics, check_upper_codes
-from .transformer_jukebox import JukeboxTransformerLayer, with_init_std
+from .transformer_jukebox import JukeboxLinear, JukeboxTransformerLayer, with_init_std
 
 
 @dataclass
@@ -115,7 +115,7 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
             self.conditioner = JukeboxConditioner(config)
         if config.lyrics_encoder_config is not None:
             self.lyrics_encoder = JukeboxLyricsEncoder(config)
-        self.lm_head = nn.Linear(width, config.start_token_id, bias=False)
+        self.lm_head = JukeboxLinear(width, config.start_token_id, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..conversion.convert import convert_checkpoint
+from ..conversion.convert import DTYPES, convert_checkpoint
 from ..conversion.official import OFFICIAL_CHECKPOINTS
 
 
@@ -18,6 +18,19 @@ def convert(
         ),
     ],
     output_dir: Annotated[Path, typer.Argument(help="The folder to write; it must not exist or be empty.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Write the matrices of a prior's layers in this type ({', '.join(DTYPES)}), and not as they are."
+        ),
+    ] = None,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of the lists v2_artist_ids.txt and v2_genre_ids.txt, or those of v3, that a prior of your "
+            "own was trained with. An official prior's are downloaded without it."
+        ),
+    ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(help="Also upload the folder to this repository on the Hub.", metavar="ORG/NAME")
     ] = None,
@@ -25,17 +38,20 @@ def convert(
     """Convert a checkpoint of the original Jukebox to a folder that from_pretrained loads.
 
     Official checkpoints are downloaded once, to the cache of Hugging Face; an interrupted download goes on where it
-    stopped. Nothing in a checkpoint is executed, and a file that asks for it is refused.
+    stopped. Converting takes little memory, whatever the size. Nothing in a checkpoint is executed, and a file that
+    asks for it is refused.
 
     \b
     Examples:
       jukebox-hf convert 5b-vqvae jukebox-5b-vqvae
+      jukebox-hf convert 1b-lyrics-prior-level-2 jukebox-1b-lyrics-prior-level-2 --dtype float16
       jukebox-hf convert ~/Downloads/vqvae.pth.tar jukebox-5b-vqvae
+      jukebox-hf convert logs/my_prior/checkpoint_latest.pth.tar my-prior --vocabulary jukebox/data/ids
       jukebox-hf convert logs/small_vqvae/checkpoint_latest.pth.tar my-vqvae --push-to-hub me/my-vqvae
 
     Then, in Python: AutoModel.from_pretrained("jukebox-5b-vqvae").
     """
-    folder = convert_checkpoint(source, output_dir, push_to_hub)
+    folder = convert_checkpoint(source, output_dir, push_to_hub, dtype, vocabulary)
     typer.echo(f"Converted {source} to {folder}")
     if push_to_hub is not None:
         typer.echo(f"Uploaded it to https://huggingface.co/{push_to_hub}")

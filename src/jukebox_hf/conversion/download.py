@@ -51,13 +51,13 @@ def download(url: str, path: Path, size: int | None = None, sha256: str | None =
             cause = str(error).partition("\n")[0] or type(error).__name__
             raise ConnectionError(
                 f"Cannot download {url} ({cause}). Check the network and run this again, which goes on where it "
-                "stopped; or fetch the file elsewhere and pass its path as SOURCE."
+                f"stopped; or fetch the file elsewhere and put it at {path}."
             ) from error
         if problem := _find_problem(partial, size, sha256):
             partial.unlink()
             raise ValueError(
                 f"What {url} sent {problem}, so it was deleted. Run this again; if that does not help, fetch the file "
-                "elsewhere and pass its path as SOURCE."
+                f"elsewhere and put it at {path}."
             )
         os.replace(partial, path)
     return path

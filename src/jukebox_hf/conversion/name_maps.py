@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 # Rows of (original template, our template). A placeholder stands for an index, and `{kind}` for weight or bias; `{i-1}`
-# in ours is the index before `{i}`.
+# in ours is the index before `{i}`. `.T` in ours: the original's matrix is ours transposed. Where several rows fit a
+# name, the one counts whose place the model has.
 NameMap = tuple[tuple[str, str], ...]
 
 VQVAE_NAMES: NameMap = (
@@ -46,22 +48,32 @@ VQVAE_NAMES: NameMap = (
     ("bottleneck.level_blocks.{level}.k", "codebooks.{level}.vectors"),
 )
 
-_LAYER_NAMES = (
-    ("attn.c_attn.{kind}", "attention.qkv_proj.{kind}"),
-    ("attn.c_enc_kv.{kind}", "attention.kv_proj.{kind}"),
-    ("attn.c_proj.{kind}", "attention.out_proj.{kind}"),
-    ("mlp.c_fc.{kind}", "mlp.fc1.{kind}"),
-    ("mlp.c_proj.{kind}", "mlp.fc2.{kind}"),
-    ("ln_0.{kind}", "attention_layer_norm.{kind}"),
-    ("ln_1.{kind}", "mlp_layer_norm.{kind}"),
-)
+
+def _matrix(original: str, ours: str) -> NameMap:
+    """The rows of a matrix that the original stores as `w`, (in, out), with its bias."""
+    return ((f"{original}.w", f"{ours}.weight.T"), (f"{original}.b", f"{ours}.bias"))
+
+
+def _layer(original: str, ours: str) -> NameMap:
+    return (
+        *_matrix(f"{original}.attn.c_attn", f"{ours}.attention.qkv_proj"),
+        # Cross attention takes only its queries from the music.
+        *_matrix(f"{original}.attn.c_attn", f"{ours}.attention.q_proj"),
+        *_matrix(f"{original}.attn.c_enc_kv", f"{ours}.attention.kv_proj"),
+        *_matrix(f"{original}.attn.c_proj", f"{ours}.attention.out_proj"),
+        *_matrix(f"{original}.mlp.c_fc", f"{ours}.mlp.fc1"),
+        *_matrix(f"{original}.mlp.c_proj", f"{ours}.mlp.fc2"),
+        (f"{original}.ln_0.{{kind}}", f"{ours}.attention_layer_norm.{{kind}}"),
+        (f"{original}.ln_1.{{kind}}", f"{ours}.mlp_layer_norm.{{kind}}"),
+    )
+
 
 PRIOR_NAMES: NameMap = (
     ("prior.x_emb.{kind}", "embed_tokens.{kind}"),
     ("prior.pos_emb.pos_emb", "embed_positions.weight"),
     ("prior.start_token", "start_embedding.weight"),
     ("prior.x_out.{kind}", "lm_head.{kind}"),
-    *((f"prior.transformer._attn_mods.{{i}}.{a}", f"layers.{{i}}.{b}") for a, b in _LAYER_NAMES),
+    *_layer("prior.transformer._attn_mods.{i}", "layers.{i}"),
     ("y_emb.artist_emb.emb.{kind}", "label_embedding.artists.{kind}"),
     ("y_emb.bow_genre_emb.emb.{kind}", "label_embedding.genres.{kind}"),
     ("y_emb.total_length_emb.emb.{kind}", "timing_embedding.total_length.{kind}"),
@@ -69,21 +81,22 @@ PRIOR_NAMES: NameMap = (
     ("y_emb.relative_pos_emb.emb.{kind}", "timing_embedding.relative_position.{kind}"),
     ("conditioner_blocks.0.x_emb.{kind}", "conditioner.embed_codes.{kind}"),
     ("conditioner_blocks.0.cond.model.0.{kind}", "conditioner.in_conv.{kind}"),
-    (
-        "conditioner_blocks.0.cond.model.{i}.0.{blocks}.{j}.model.1.{kind}",
-        "conditioner.upsamples.{i-1}.residual_blocks.{j}.conv1.{kind}",
-    ),
-    (
-        "conditioner_blocks.0.cond.model.{i}.0.{blocks}.{j}.model.3.{kind}",
-        "conditioner.upsamples.{i-1}.residual_blocks.{j}.conv2.{kind}",
+    # The original has `blocks` where it trained with checkpoints (`cond_c_res`), `model` elsewhere.
+    *(
+        (
+            f"conditioner_blocks.0.cond.model.{{i}}.0.{blocks}.{{j}}.model.{original}.{{kind}}",
+            f"conditioner.upsamples.{{i-1}}.residual_blocks.{{j}}.{ours}.{{kind}}",
+        )
+        for blocks in ("blocks", "model")
+        for original, ours in ((1, "conv1"), (3, "conv2"))
     ),
     ("conditioner_blocks.0.cond.model.{i}.1.{kind}", "conditioner.upsamples.{i-1}.conv.{kind}"),
     ("conditioner_blocks.0.ln.{kind}", "conditioner.layer_norm.{kind}"),
     ("prime_prior.x_emb.{kind}", "lyrics_encoder.embed_tokens.{kind}"),
     ("prime_prior.pos_emb.pos_emb", "lyrics_encoder.embed_positions.weight"),
     ("prime_prior.start_token", "lyrics_encoder.start_embedding.weight"),
-    *((f"prime_prior.transformer._attn_mods.{{i}}.{a}", f"lyrics_encoder.layers.{{i}}.{b}") for a, b in _LAYER_NAMES),
-    ("prime_state_proj.{kind}", "lyrics_encoder.state_proj.{kind}"),
+    *_layer("prime_prior.transformer._attn_mods.{i}", "lyrics_encoder.layers.{i}"),
+    *_matrix("prime_state_proj", "lyrics_encoder.state_proj"),
     ("prime_state_ln.{kind}", "lyrics_encoder.layer_norm.{kind}"),
     ("prime_x_out.{kind}", "lyrics_encoder.lm_head.{kind}"),
 )
@@ -97,6 +110,10 @@ def translate(state_dict: Mapping[str, Tensor], name_map: NameMap, expected: Map
         name_map: the table for this kind of model.
         expected: the model's own tensors that the checkpoint has to fill, on any device (meta will do).
 
+    Returns:
+        The same tensors in the order of `expected`, views of them where they had to be transposed. Transposed matrices
+        may be in fp16, as the original stores those of its largest priors.
+
     Raises:
         ValueError: a tensor that has no place in the model, a place that no tensor fills, or a wrong shape or dtype;
             names the first few of each and their number.
@@ -104,13 +121,18 @@ def translate(state_dict: Mapping[str, Tensor], name_map: NameMap, expected: Map
     rows = [(_pattern(original), ours) for original, ours in name_map]
     translated, unexpected, misfits = {}, [], []
     for key, tensor in state_dict.items():
-        name = _our_name(key.removeprefix("module."), rows)
-        if name not in expected or name in translated:
+        name, is_transposed = _place(key.removeprefix("module."), rows, expected)
+        if name is None or name in translated:
             unexpected.append(key)
             continue
+        dtypes = {expected[name].dtype}
+        if is_transposed and tensor.ndim == 2:
+            tensor = tensor.T
+            dtypes.add(torch.float16)
         translated[name] = tensor
-        if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
-            misfits.append(f"{key} is {_describe(tensor)} and not {_describe(expected[name])}")
+        if tensor.shape != expected[name].shape or tensor.dtype not in dtypes:
+            described = f"{_describe(tensor)}{' transposed' if is_transposed else ''}"
+            misfits.append(f"{key} is {described} and not {_describe(expected[name])}")
     missing = [name for name in expected if name not in translated]
     problems = {
         "without a place in the model": unexpected,
@@ -123,7 +145,7 @@ def translate(state_dict: Mapping[str, Tensor], name_map: NameMap, expected: Map
             f"The checkpoint does not fit its configuration; tensors {', '.join(found)}. Convert a whole checkpoint, "
             "with the hps it was trained with."
         )
-    return translated
+    return {name: translated[name] for name in expected}
 
 
 def _pattern(original: str) -> re.Pattern:
@@ -133,13 +155,16 @@ def _pattern(original: str) -> re.Pattern:
     return re.compile(re.sub(r"\\\{(\w+)\\\}", group, re.escape(original)))
 
 
-def _our_name(key: str, rows: list[tuple[re.Pattern, str]]) -> str | None:
+def _place(key: str, rows: list[tuple[re.Pattern, str]], expected: Mapping[str, Tensor]) -> tuple[str | None, bool]:
+    """Finds the model's tensor that `key` fills, and whether it has to be transposed for that."""
     for pattern, ours in rows:
         if found := pattern.fullmatch(key):
             values = found.groupdict()
             values |= {f"{name}-1": int(index) - 1 for name, index in values.items() if name != "kind"}
-            return ours.format_map(values)
-    return None
+            name = ours.format_map(values)
+            if name.removesuffix(".T") in expected:
+                return name.removesuffix(".T"), name.endswith(".T")
+    return None, False
 
 
 def _describe(tensor: Tensor) -> str:

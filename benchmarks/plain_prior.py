@@ -1,0 +1,50 @@
+"""A decoding step as one would first write it: weights as the original stores them, caches that grow by torch.cat."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jukebox_hf import JukeboxPriorModel
+
+
+class PlainStack:
+    """The layers of a prior over `(batch, 1, hidden_size)`, one position a call, in eager mode."""
+
+    def __init__(self, model: JukeboxPriorModel, start: int, batch_size: int = 1):
+        config = model.config
+        self.letters, self.heads, self.grid = config.layer_patterns, config.num_attention_heads, config.grid
+        self.position = start
+        self.layers = []
+        for letter, layer in zip(self.letters, model.layers):
+            linears = (layer.attention.qkv_proj, layer.attention.out_proj, layer.mlp.fc1, layer.mlp.fc2)
+            # [in, out], as in the original's checkpoints.
+            matrices = [(linear.weight.T.contiguous(), linear.bias) for linear in linears]
+            past = torch.zeros(batch_size, self._past(letter), config.num_attention_heads * config.head_dim)
+            self.layers.append((matrices, layer.attention_layer_norm, layer.mlp_layer_norm, [past, past]))
+
+    def _past(self, letter: str) -> int:
+        """Positions whose keys are kept."""
+        length, t = self.grid.block_length, self.position
+        kept = {"r": t % length, "p": length + t % length, "c": t, "D": t, "P": min(t, self.grid.num_prime)}
+        return kept[letter]
+
+    def step(self, states: Tensor) -> Tensor:
+        length, t = self.grid.block_length, self.position
+        for letter, (matrices, attention_norm, mlp_norm, caches) in zip(self.letters, self.layers):
+            (qkv, qkv_bias), (out, out_bias), (fc1, fc1_bias), (fc2, fc2_bias) = matrices
+            query, key, value = (attention_norm(states) @ qkv + qkv_bias).chunk(3, dim=-1)
+            if letter == "r" and t % length == 0:
+                caches[:] = [cache[:, :0] for cache in caches]
+            if letter != "P" or t < self.grid.num_prime:
+                caches[:] = torch.cat([caches[0], key], dim=1), torch.cat([caches[1], value], dim=1)
+            if letter == "p" and caches[0].shape[1] > 2 * length:
+                caches[:] = [cache[:, length:] for cache in caches]
+            seen = {"c": slice(t % length, None, length), "p": slice(0, length)}.get(letter, slice(None))
+            key, value = caches[0][:, seen], caches[1][:, seen]
+            query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+            weights = (query @ key.transpose(-1, -2) / key.shape[-1] ** 0.5).softmax(-1)
+            attended = (weights @ value).transpose(1, 2).flatten(2) @ out + out_bias
+            hidden = mlp_norm(states + attended) @ fc1 + fc1_bias
+            states = states + attended + (hidden * F.sigmoid(1.702 * hidden)) @ fc2 + fc2_bias
+        self.position += 1
+        return states

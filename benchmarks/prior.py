@@ -1,0 +1,231 @@
+"""Speed and memory of a prior of 1b_lyrics' width, against the machine's limits and the plain formulation, in one run.
+
+Every figure is a median over rounds that take turns, so that a machine that slows down slows all of them.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import AutoModel, TorchAoConfig
+from transformers.utils import logging
+
+from benchmarks.plain_prior import PlainStack
+from benchmarks.vqvae import SGEMM_SIZE, peak_memory, timed
+from jukebox_hf import JukeboxCache, JukeboxPriorConfig, JukeboxPriorModel
+from jukebox_hf.conversion.official import OFFICIAL_CHECKPOINTS
+
+READ_BYTES = 2**30
+# Where in the window the steps are timed: half full.
+START = 3264
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
+# A decoding loop checks once, and not at every step, that nobody has changed the model's modules.
+COMPILE_OPTIONS = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+
+
+def random_1b_lyrics(num_layers: int) -> JukeboxPriorModel:
+    config = JukeboxPriorConfig(
+        **OFFICIAL_CHECKPOINTS["1b-lyrics-prior-level-2"].config.to_diff_dict() | {"num_hidden_layers": num_layers}
+    )
+    torch.manual_seed(0)
+    return JukeboxPriorModel(config).eval()
+
+
+def load(folder: Path, name: str) -> JukeboxPriorModel:
+    int8 = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())} if name == "int8" else {}
+    return AutoModel.from_pretrained(folder, dtype=DTYPES[name], **int8).eval()
+
+
+def decoder(model: JukeboxPriorModel, batch_size: int, compiled: bool = True):
+    """A job that decodes one position of each sample, half-way into the window."""
+    lyrics = torch.zeros(batch_size, model.config.num_lyric_tokens, dtype=torch.long)
+    conditioning = model.condition(lyric_ids=lyrics, batch_size=batch_size)
+    cache, tokens = JukeboxCache(model.config), torch.full((batch_size, 1), 100)
+    forward = torch.compile(model.forward, fullgraph=True, options=COMPILE_OPTIONS) if compiled else model
+    model(decoder_input_ids=tokens, past_key_values=cache, **conditioning)
+
+    def step() -> torch.Tensor:
+        cache.position.fill_(START)
+        return forward(decoder_input_ids=tokens, past_key_values=cache, **conditioning).logits
+
+    step()
+    return step
+
+
+def matrix_bytes(model: JukeboxPriorModel) -> int:
+    """What one step has to read: every matrix once."""
+    modules = [*(m for m in model.layers.modules() if isinstance(m, torch.nn.Linear)), model.lm_head]
+    size = 0
+    for module in modules:
+        weight = getattr(module.weight, "qdata", module.weight)
+        size += weight.numel() * weight.element_size()
+    return size
+
+
+def decoding(console: Console, num_layers: int):
+    buffer = torch.zeros(READ_BYTES // 4)
+    jobs, sizes, steps = {"read": lambda: buffer.sum()}, {}, {}
+    reference = random_1b_lyrics(num_layers)
+    plain = PlainStack(reference, START)
+    vector = torch.randn(1, 1, reference.config.hidden_size)
+
+    def plain_step():
+        plain.position = START
+        for *_, caches in plain.layers:
+            caches[:] = [cache[:, : lengths[id(caches)]] for cache in caches]
+        plain.step(vector)
+
+    lengths = {id(caches): caches[0].shape[1] for *_, caches in plain.layers}
+    jobs["plain"] = plain_step
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_pretrained(folder)
+        models = {name: load(Path(folder), name) for name in DTYPES}
+    del reference
+    for name, model in models.items():
+        sizes[name] = matrix_bytes(model)
+        for batch_size in (1, 16):
+            steps[name, batch_size] = jobs[f"{name}, {batch_size}"] = decoder(model, batch_size)
+    jobs["eager"] = decoder(models["fp32"], 1, compiled=False)
+    took = timed(jobs)
+    bandwidth = READ_BYTES / took["read"]
+
+    table = Table(title=f"decoding, {num_layers} layers of 1b_lyrics, CPU, {torch.get_num_threads()} threads")
+    columns = (
+        "weights",
+        "samples",
+        "ms a step",
+        "tokens/s",
+        "of bandwidth",
+        "over plain",
+        "over fp32",
+        "over one sample",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "weights" else "right")
+    for name in DTYPES:
+        for batch_size in (1, 16):
+            time = took[f"{name}, {batch_size}"]
+            table.add_row(
+                name,
+                str(batch_size),
+                f"{1000 * time:.1f}",
+                f"{batch_size / time:.1f}",
+                f"{sizes[name] / time / bandwidth:.0%}",
+                f"{took['plain'] / time:.1f}" if batch_size == 1 else "",
+                f"{took[f'fp32, {batch_size}'] / time:.1f}",
+                f"{batch_size * took[f'{name}, 1'] / time:.1f}" if batch_size > 1 else "",
+            )
+    console.print(table)
+    console.print(
+        f"read bandwidth {bandwidth / 1e9:.1f} GB/s (sum of {READ_BYTES / 2**30:g} GiB). All compiled but plain: "
+        f"{1000 * took['plain']:.1f} ms, {sizes['fp32'] / took['plain'] / bandwidth:.0%} of bandwidth; our model in "
+        f"eager mode: {1000 * took['eager']:.1f} ms. int8: torchao's weights, activations in bf16."
+    )
+    reference = steps["fp32", 1]()
+    for name in ("bf16", "fp16", "int8"):
+        difference = (steps[name, 1]() - reference).abs().max() / reference.abs().max()
+        console.print(f"{name}: logits off by at most {difference:.1e} of the largest (random weights)")
+    where_time_goes(console, "fp32, eager", jobs["eager"])
+    where_time_goes(console, "int8, compiled", jobs["int8, 1"])
+
+
+def where_time_goes(console: Console, name: str, job):
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        job()
+    events = [event for event in profiler.key_averages() if event.self_cpu_time_total]
+    total = sum(event.self_cpu_time_total for event in events)
+    kinds = {
+        "matrix products": ("addmm", "aten::mm"),
+        "compiled kernels and their calls": ("graph_", "CompiledFxGraph"),
+    }
+    kinds |= {"attention": ("_scaled_dot_product",), "guards": ("Cache Lookup",)}
+    shares = {
+        kind: sum(e.self_cpu_time_total for e in events if any(part in e.key for part in parts)) / total
+        for kind, parts in kinds.items()
+    }
+    shares["everything else"] = 1 - sum(shares.values())
+    console.print(f"{name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items() if share > 0.005))
+
+
+def prefill(console: Console, num_layers: int):
+    model = random_1b_lyrics(num_layers)
+    config = model.config
+    codes = torch.randint(config.vocab_size, (1, config.context_length))
+    lyrics = torch.zeros(1, config.num_lyric_tokens, dtype=torch.long)
+    left, right = torch.randn(SGEMM_SIZE, SGEMM_SIZE), torch.randn(SGEMM_SIZE, SGEMM_SIZE)
+
+    def run():
+        return model(codes, lyric_ids=lyrics, logits_to_keep=1)
+
+    before = peak_memory(reset=True)
+    run()
+    peak = peak_memory()
+    took = timed({"sgemm": lambda: left @ right, "prefill": run})
+    grid, width = config.grid, config.num_attention_heads * config.head_dim
+    n, length, blocks = grid.length, grid.block_length, grid.num_blocks
+    keys = {"r": length / 2, "p": length, "c": blocks / 2, "D": n / 2, "P": grid.num_prime}
+    matrices = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
+    work = n * (matrices + sum(2 * keys[letter] * width for letter in config.layer_patterns))
+    share = work / took["prefill"] / (SGEMM_SIZE**3 / took["sgemm"])
+    console.print(
+        f"prefill of {config.context_length} codes after {config.num_lyric_tokens} characters, {num_layers} layers, "
+        f"fp32: {took['prefill']:.2f} s, {share:.0%} of sgemm peak ({SGEMM_SIZE**3 / took['sgemm'] / 1e9:.0f} G "
+        f"multiply-adds a second), peak memory {peak - before:.0f} MB above the {before:.0f} MB of libraries and model"
+    )
+
+
+def measure_loading(folder: str, dtype: str):
+    import jukebox_hf  # noqa: F401
+
+    torch.zeros(1)
+    before = peak_memory(reset=True)
+    model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype))
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
+    peak = peak_memory() - before
+    print(f"loading {dtype} from float16 files: {size:.0f} MB of weights, peak {peak:.0f} MB: {peak / size:.2f} times")
+
+
+def loading(console: Console, num_layers: int):
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_1b_lyrics(num_layers)
+        model.save_pretrained(Path(folder, "float32"))
+        load(Path(folder, "float32"), "fp16").save_pretrained(Path(folder, "float16"))
+        del model
+        for dtype in ("float16", "float32", "bfloat16"):
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.prior", "--measure-loading", f"{folder}/float16", "--dtype", dtype],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            console.print(done.stdout.strip(), highlight=False)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=72, help="of 1b_lyrics' 72; 24 GiB of memory hold them all")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--measure-loading", help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(arguments.threads)
+    torch.set_grad_enabled(False)
+    if arguments.measure_loading:
+        return measure_loading(arguments.measure_loading, arguments.dtype)
+    console = Console(width=130)
+    loading(console, arguments.layers)
+    prefill(console, arguments.layers)
+    decoding(console, arguments.layers)
+
+
+if __name__ == "__main__":
+    main()
