@@ -20,6 +20,8 @@ parity: $(VENV)/peer
 
 benchmark: $(VENV)/peer
 	$(BIN)/python -m benchmarks.vqvae
+	$(BIN)/python -m benchmarks.prior
+	$(BIN)/python -m benchmarks.conversion_1b
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check --fix .

@@ -1,22 +1,25 @@
-"""The package at work, without a download: converts a checkpoint, finds the original's codes, recodes a tune."""
+"""The package at work, without a download: finds the original's codes, recodes a tune, draws the original's samples."""
 
 import argparse
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModel
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from jukebox_hf.audio_files import write_audio
 from jukebox_hf.cli import app
 from jukebox_hf.conversion import convert_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "tests/goldens/vqvae-5b-size"
+PRIOR_GOLDEN = Path(__file__).parents[1] / "tests/goldens/prior-1b-lyrics-style"
 SAMPLING_RATE = 44100
 # A round in A minor: semitones above A3 and beats.
 MELODY = [(0, 1), (3, 1), (7, 1), (12, 1), (10, 0.5), (8, 0.5), (7, 1), (3, 1), (2, 1), (0, 2)]
@@ -49,14 +52,31 @@ def check_codes(console: Console, model_dir: Path):
         console.print(f"   level {level}: {other.numel()} codes, the original's{ties}")
 
 
+def check_samples(console: Console, model_dir: Path):
+    """Draws what the original drew from the same seed, labels and lyrics, and takes hidden states of the result."""
+    golden = load_file(PRIOR_GOLDEN / "tensors.safetensors")
+    prior = AutoModel.from_pretrained(model_dir, dtype=torch.float32)
+    total_length, offset, _, artist_ids, genre_ids, *lyrics = golden["labels.y"].T
+    conditions = {"total_length": total_length, "offset": offset, "artist_ids": artist_ids, "genre_ids": genre_ids}
+    conditions["lyric_ids"] = torch.stack(lyrics, dim=1)
+    torch.manual_seed(1234)
+    codes = prior.generate(do_sample=True, temperature=0.99, top_k=0, **conditions)
+    if not torch.equal(codes, golden["sample.seeded_plain"]):
+        raise ValueError("The drawn codes are not the original's; this build computes wrongly.")
+    console.print(f"   {codes.numel()} codes drawn for {len(codes)} songs, the original's")
+    layer = prior.config.num_hidden_layers // 2
+    states = prior(codes, **conditions, output_hidden_states=[layer]).hidden_states[layer]
+    console.print(f"   hidden states of layer {layer}: {tuple(states.shape)} (songs, lyrics and codes, width)")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--audio", type=Path, help="an audio file of yours; default: a tune made here")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
     parser.add_argument("--level", type=int, default=1, help="level for the way there and back, 0 the finest")
     arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     console, output = Console(soft_wrap=True, highlight=False), arguments.output
     output.mkdir(parents=True, exist_ok=True)
 
@@ -80,6 +100,13 @@ def main():
     run(console, "encode", str(audio), "--output", str(output / "codes"), "--model", str(model_dir))
     reconstructed = ["--level", str(arguments.level), "--picture", "--output", str(output / "reconstructed")]
     run(console, "reconstruct", str(audio), *reconstructed, "--model", str(model_dir))
+
+    console.print("[bold]4. Convert a prior and draw the original's samples[/bold] (1b_lyrics in small)")
+    prior_dir = output / "prior"
+    shutil.rmtree(prior_dir, ignore_errors=True)
+    logging.getLogger("jukebox_hf").setLevel(logging.ERROR)  # that no vocabulary comes with it
+    convert_checkpoint(PRIOR_GOLDEN / "checkpoint.pth.tar", prior_dir)
+    check_samples(console, prior_dir)
 
     console.print("[bold]Results[/bold] (noise: the weights are random; with the released ones it is music)")
     stem = f"{audio.name}.level-{arguments.level}"

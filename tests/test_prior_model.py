@@ -7,9 +7,11 @@ import torch
 import torch._dynamo.testing
 from prior_styles import STYLES, inputs_of, random_prior
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModel
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from transformers import AutoModel, TorchAoConfig
 
 from jukebox_hf import JukeboxCache, JukeboxPriorConfig, JukeboxPriorModel
+from jukebox_hf.transformer_jukebox import JukeboxLinear
 
 
 @pytest.fixture(params=STYLES)
@@ -172,9 +174,10 @@ def test_a_step_never_waits_for_the_host(model):
     assert not watch.waits
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
 @torch.no_grad()
-def test_one_graph_is_every_step(model):
-    inputs = inputs_of(model)
+def test_one_graph_is_every_step(model, batch_size):
+    inputs = inputs_of(model, batch_size)
     expected = model(**inputs).logits
     tokens = model.decoder_inputs(inputs["input_ids"], inputs.get("lyric_ids"))[:, :-1]
     conditioning = model.condition(**{k: v for k, v in inputs.items() if k != "input_ids"}, batch_size=2)
@@ -305,6 +308,40 @@ def test_half_precision_is_that_of_the_layers_only(model, dtype, tmp_path):
     assert (output.logits - expected).abs().max() > 0
     codes = half.generate(max_new_tokens=5, **{k: v for k, v in inputs.items() if k != "input_ids"})
     assert codes.shape[1] == 5
+
+
+@torch.no_grad()
+def test_int8_weights_change_little(model, tmp_path):
+    inputs = inputs_of(model)
+    expected = model(**inputs).logits
+    model.save_pretrained(tmp_path)
+    settings = {"dtype": torch.bfloat16, "quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    int8 = AutoModel.from_pretrained(tmp_path, **settings)
+    assert int8.layers[0].mlp.fc1.weight.qdata.dtype == torch.int8
+    logits = int8(**inputs).logits
+    assert logits.dtype == torch.float32
+    close(logits, expected, tolerance=0.05)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+@torch.no_grad()
+def test_a_compiled_row_is_the_linear_layer(kind):
+    torch.manual_seed(0)
+    linear = JukeboxLinear(24, 40).to(torch.float32 if kind == "fp32" else torch.bfloat16)
+    if kind == "int8":
+        quantize_(linear, Int8WeightOnlyConfig())
+    row = torch.randn(1, 1, 24, dtype=linear.bias.dtype)
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(linear, fullgraph=True, backend=backend)(row)
+    assert compiled.dtype == row.dtype and compiled.shape == (1, 1, 40)
+    close(compiled.float(), linear(row).float(), tolerance=1e-6 if kind == "fp32" else 1e-2)
+    assert "linear" not in {getattr(node.target, "__name__", "") for node in graphs[0].graph.nodes}
 
 
 @torch.no_grad()

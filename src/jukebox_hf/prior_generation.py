@@ -61,11 +61,11 @@ class JukeboxPriorGenerationMixin(GenerationMixin):
         conditions = {name: kwargs.pop(name, None) for name in CONDITIONS}
         if input_ids is None or not input_ids.shape[1]:
             given = [value for value in (input_ids, *conditions.values()) if value is not None]
-            # With every module on disk the model's own device is meta, where nothing can be computed.
-            device = given[0].device if given else self.device
-            input_ids = torch.zeros(max(map(len, given), default=1), 0, dtype=torch.long, device=device)
+            input_ids = torch.zeros(max(map(len, given), default=1), 0, dtype=torch.long)
         else:
             check_codes(config, input_ids)
+        if self.device.type != "meta":  # as it is with every module on disk
+            input_ids = input_ids.to(self.device)
         num_new = self._num_new_codes(input_ids.shape[1], generation_config, kwargs)
         conditioning = self.condition(**conditions, batch_size=len(input_ids), device=input_ids.device)
         inputs = self.decoder_inputs(input_ids, conditions["lyric_ids"])
