@@ -1,9 +1,11 @@
 """`generate` for one window: what transformers offers, and generators, which it does not."""
 
+import warnings
+
 import pytest
 import torch
 from prior_styles import STYLES, inputs_of, random_prior
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from jukebox_hf import JukeboxCache, JukeboxPriorModel
@@ -173,6 +175,16 @@ def test_upper_codes_and_lyrics_are_read_once(model):
     assert len(calls) == len(set(calls))
 
 
+def test_a_generation_config_says_how_long():
+    model = random_prior("top")
+    settings = GenerationConfig(max_length=9, do_sample=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        codes = model.generate(generation_config=settings)
+    assert codes.shape == (1, 9) and settings.max_length == 9
+    assert model.generate(generation_config=GenerationConfig(max_new_tokens=4)).shape == (1, 4)
+
+
 def test_beams_keep_their_caches():
     model = random_prior("separate lyrics")
     inputs = inputs_of(model)
@@ -189,6 +201,11 @@ REFUSED = {
     "more than a context": ({"max_new_tokens": 44}, "44 codes after the 5 given.*room for 43"),
     "a generator with nothing to draw": ({"generator": torch.Generator(), "do_sample": False}, "nothing is drawn"),
     "too few generators": ({"generator": [torch.Generator()], "do_sample": True}, "1 generators for 2 samples"),
+    "a generator with beams": ({"generator": torch.Generator(), "do_sample": True, "num_beams": 2}, "num_beams=2"),
+    "a cache too small": (
+        {"past_key_values": JukeboxCache(STYLES["top"], 6), "max_length": 30},
+        "room for 6 positions",
+    ),
     "another cache": ({"cache_implementation": "static"}, "cache of its own"),
     "padding": ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1]] * 2)}, "no padding"),
     "a typo": ({"artist_id": torch.tensor([1, 2])}, "artist_id"),

@@ -7,11 +7,12 @@ import torch
 import torch._dynamo.testing
 from prior_styles import STYLES, inputs_of, random_prior
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoModel, TorchAoConfig
 
 from jukebox_hf import JukeboxCache, JukeboxPriorConfig, JukeboxPriorModel
-from jukebox_hf.transformer_jukebox import JukeboxLinear
+from jukebox_hf.transformer_jukebox import JukeboxLinear, eager_attention_forward
 
 
 @pytest.fixture(params=STYLES)
@@ -180,7 +181,7 @@ def test_one_graph_is_every_step(model, batch_size):
     inputs = inputs_of(model, batch_size)
     expected = model(**inputs).logits
     tokens = model.decoder_inputs(inputs["input_ids"], inputs.get("lyric_ids"))[:, :-1]
-    conditioning = model.condition(**{k: v for k, v in inputs.items() if k != "input_ids"}, batch_size=2)
+    conditioning = model.condition(**{k: v for k, v in inputs.items() if k != "input_ids"}, batch_size=batch_size)
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     step = torch.compile(model.forward, fullgraph=True, backend=counter)
@@ -232,6 +233,52 @@ def test_cropped_and_reset_caches_go_on_as_if_nothing_had_been(model):
         assert cache.get_seq_length() == 0
         again = model(decoder_input_ids=tokens[:, :1], past_key_values=cache, **conditioning).logits
         close(again, expected[:, :1])
+
+
+@torch.no_grad()
+def test_what_a_crop_lost_a_second_crop_does_not_bring_back():
+    model = random_prior("top")
+    block_length, tokens = model.config.grid.block_length, torch.zeros(1, 14, dtype=torch.long)
+    cache = JukeboxCache(model.config)
+    model(decoder_input_ids=tokens[:, : 2 * block_length + 2], past_key_values=cache)
+    cache.crop(-2)
+    with pytest.raises(ValueError, match="last block's 0 positions"):
+        cache.crop(-1)
+
+
+def test_a_cache_of_another_batch_is_refused():
+    model = random_prior("top")
+    cache, token = JukeboxCache(model.config), torch.zeros(2, 1, dtype=torch.long)
+    model(decoder_input_ids=token, past_key_values=cache)
+    cache.reset()
+    with pytest.raises(ValueError, match="2 samples and the batch has 1"):
+        model(decoder_input_ids=token[:1], past_key_values=cache)
+
+
+@torch.no_grad()
+def test_a_model_may_lie_on_several_devices(model):
+    """Every module on a device of its own: each gives and takes tensors of no other, as accelerate's hooks see to."""
+    inputs = inputs_of(model)
+    model.to("meta")
+
+    def to_meta(module, args, kwargs):
+        def move(x):
+            return x.to("meta") if isinstance(x, torch.Tensor) else x
+
+        return tree_map(move, args), tree_map(move, kwargs)
+
+    for name, child in model.named_children():
+        if name != "layers":
+            child.register_forward_pre_hook(to_meta, with_kwargs=True)
+    for layer in model.layers:
+        layer.register_forward_pre_hook(to_meta, with_kwargs=True)
+    assert model(**inputs).logits.shape[:2] == (2, model.config.sequence_length)
+
+
+def test_eager_attention_does_not_overflow_in_half_precision():
+    query = torch.full((1, 1, 1, 480), 14.0, dtype=torch.float16)
+    attended, _ = eager_attention_forward(None, query, query, query, None, scaling=480**-0.5)
+    assert attended.isfinite().all()
 
 
 def test_a_cache_for_a_short_window_is_small():
@@ -456,6 +503,11 @@ REFUSED = {
     "lyrics for a deaf model": ("top", {"lyric_ids": torch.zeros(2, 16, dtype=torch.long)}, "reads no lyrics"),
     "labels for an unlabelled model": ("unlabelled", {"artist_ids": torch.zeros(2, dtype=torch.long)},
                                "without labels"),
+    "a target too high": ("top", {"labels": torch.full((2, 48), 32)}, "labels holds 32"),
+    "a target below 0": ("shared lyrics", {"labels": torch.full((2, 48), -1)}, "labels holds -1"),
+    "genres as a list": ("top", {"genre_ids": [[1], [2]]}, "genre_ids is list"),
+    "lyrics as floats": ("shared lyrics", {"lyric_ids": torch.zeros(2, 16)}, "lyric_ids is torch.float32"),
+    "a song that fp32 rounds to the longest": ("top", {"total_length": torch.tensor([60000, 9000])}, "less than 60 s"),
     "too few targets": ("top", {"labels": torch.zeros(2, 5, dtype=torch.long)}, r"\(2, 5\)"),
 }  # fmt: skip
 

@@ -38,6 +38,10 @@ class JukeboxCacheLayer(CacheLayerMixin):
         """Keeps new keys and values and gives those that the new positions see, `(batch, heads, keys, head_dim)`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if len(key_states) != len(self.keys):
+            raise ValueError(
+                f"This cache holds {len(self.keys)} samples and the batch has {len(key_states)}: make a new cache."
+            )
         update = self._update_step if plan.is_step else self._update_run
         return update(self.keys, key_states, plan), update(self.values, value_states, plan)
 
@@ -109,11 +113,14 @@ class JukeboxCache(Cache):
         self.grid = grid
         # A tensor that steps add to in place: a number of the host's would make each step a new graph.
         self.position = torch.tensor(0)
+        torch._dynamo.mark_static_address(self.position)
+        self._furthest = 0
 
     def to_device(self, device: torch.device):
         """Moves the position counter to where the model's input is; the layers follow their own states."""
         if self.position.device != device:
             self.position = self.position.to(device)
+            torch._dynamo.mark_static_address(self.position)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions seen so far; reading it waits for the device."""
@@ -126,6 +133,7 @@ class JukeboxCache(Cache):
         """Empties the cache and keeps its memory."""
         super().reset()
         self.position.zero_()
+        self._furthest = 0
         for layer in self.layers:
             if layer.pattern.keys == "lyrics":
                 layer.is_initialized = False
@@ -141,11 +149,13 @@ class JukeboxCache(Cache):
             raise ValueError(f"tokens_to_remove={tokens_to_remove}: give a number from {-length} to 0.")
         if length + tokens_to_remove == 0 and tokens_to_remove:
             return self.reset()
-        removable = (length - 1) % self.grid.block_length + 1 if length else 0
-        if -tokens_to_remove > removable:
+        # What was cropped before has overwritten what its block's place held.
+        self._furthest = max(self._furthest, length)
+        removable = length - (self._furthest - 1) // self.grid.block_length * self.grid.block_length
+        if -tokens_to_remove > max(0, removable):
             raise ValueError(
-                f"tokens_to_remove={tokens_to_remove}: only the last block's {removable} positions can be removed, as "
-                "row layers keep no other. Decode again from the start of the block you want."
+                f"tokens_to_remove={tokens_to_remove}: only the last block's {max(0, removable)} positions can be "
+                "removed, as row layers keep no other. Decode again from the start of the block you want."
             )
         self.position.add_(tokens_to_remove)
 

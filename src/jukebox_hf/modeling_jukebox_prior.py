@@ -86,7 +86,10 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _can_compile_fullgraph = True
-    _no_split_modules = ["JukeboxTransformerLayer", "JukeboxConditioner", "JukeboxLyricsEncoder"]
+    _no_split_modules = [
+        "JukeboxTransformerLayer", "JukeboxConditioner", "JukeboxLyricsEncoder", "JukeboxLabelEmbedding",
+        "JukeboxTimingEmbedding",
+    ]  # fmt: skip
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
     # As in the original, only the layers' matrices and activations are ever in half precision.
     _keep_in_fp32_modules_strict = [
@@ -101,7 +104,6 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
         if config.lyrics_encoder_config is not None:
             # transformers resolves the default for whole models only, and the encoder is a part of this one.
             config.lyrics_encoder_config._attn_implementation = config._attn_implementation
-        self.layers = nn.ModuleList(JukeboxTransformerLayer(config, letter) for letter in config.layer_patterns)
         width, scale = config.hidden_size, config.init_scale
         self.embed_tokens = with_init_std(nn.Embedding(config.start_token_id, width), 0.02 * scale)
         self.embed_positions = with_init_std(nn.Embedding(config.sequence_length, width), 0.01 * scale)
@@ -115,8 +117,14 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
             self.conditioner = JukeboxConditioner(config)
         if config.lyrics_encoder_config is not None:
             self.lyrics_encoder = JukeboxLyricsEncoder(config)
+        self.layers = nn.ModuleList(JukeboxTransformerLayer(config, letter) for letter in config.layer_patterns)
         self.lm_head = JukeboxLinear(width, config.start_token_id, bias=False)
         self.post_init()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the layers' matrices and of the residual stream; what is around them stays in fp32."""
+        return self.layers[0].mlp.fc2.bias.dtype
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
@@ -255,12 +263,14 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
         positions, plans = self._plan(num_positions, past_key_values, input_device)
         is_start = (decoder_input_ids == config.start_token_id).unsqueeze(-1)
         embeds = self.embed_tokens(decoder_input_ids.clamp(max=config.start_token_id - 1))
-        embeds = torch.where(is_start, start_embeds, embeds) + self.embed_positions(positions)
+        # A model on several devices may have each of these on another one.
+        embeds = torch.where(is_start.to(embeds.device), start_embeds.to(embeds.device), embeds)
+        embeds = embeds + self.embed_positions(positions).to(embeds.device)
         if position_embeds is not None:
-            position_embeds = position_embeds.index_select(1, positions)
+            position_embeds = position_embeds.index_select(1, positions.to(position_embeds.device)).to(embeds.device)
             embeds = embeds + position_embeds
         hidden_states, all_hidden_states, attentions = self._run_layers(
-            embeds.to(self.layers[0].mlp.fc2.bias.dtype),
+            embeds.to(self.dtype),
             plans,
             lyric_states,
             past_key_values,
@@ -273,7 +283,7 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
         kept = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
         hidden_states = hidden_states[:, kept].float()
         if config.add_conditioning_after_stack and position_embeds is not None:
-            hidden_states = hidden_states + position_embeds[:, kept]
+            hidden_states = hidden_states + position_embeds[:, kept].to(hidden_states.device)
         logits = _in_fp32(self.lm_head, hidden_states)
         losses = self._losses(logits, labels, lyric_ids, lyric_states) if labels is not None else {}
         return JukeboxPriorOutput(
@@ -343,7 +353,7 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
     def _losses(
         self, logits: Tensor, labels: Tensor, lyric_ids: Tensor | None, lyric_states: Tensor | None
     ) -> dict[str, Tensor]:
-        config = self.config
+        config, labels = self.config, labels.long()
         num_codes, num_lyrics = labels.shape[1], config.num_lyric_tokens
         music_logits = logits[:, config.lyric_offset :]
         if music_logits.shape[:2] != labels.shape:
@@ -351,6 +361,7 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
                 f"labels has the shape {tuple(labels.shape)}, but the logits are of {tuple(music_logits.shape[:2])} "
                 "codes: give as many labels as input_ids, and no logits_to_keep."
             )
+        check_codes(config, labels.where(labels != -100, 0), "labels")
         music_loss = _bits(music_logits, labels.where(labels == -100, labels + config.code_offset))
         losses = {"loss": music_loss, "music_loss": music_loss}
         if num_lyrics:
@@ -390,7 +401,9 @@ def _to(ids: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def _in_fp32(head: nn.Linear, states: Tensor) -> Tensor:
-    with torch.autocast(states.device.type, enabled=False):
+    # Meta tensors, which stand for another device where there is none, have no autocast.
+    device = states.device.type
+    with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
         return head(states.to(head.weight.dtype)).float()
 
 

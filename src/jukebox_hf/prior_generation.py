@@ -66,17 +66,22 @@ class JukeboxPriorGenerationMixin(GenerationMixin):
             check_codes(config, input_ids)
         if self.device.type != "meta":  # as it is with every module on disk
             input_ids = input_ids.to(self.device)
-        num_new = self._num_new_codes(input_ids.shape[1], generation_config, kwargs)
+        settings = deepcopy(self.generation_config if generation_config is None else generation_config)
+        num_new = self._num_new_codes(input_ids.shape[1], settings, kwargs)
+        settings.max_new_tokens, settings.max_length = num_new, None
         conditioning = self.condition(**conditions, batch_size=len(input_ids), device=input_ids.device)
         inputs = self.decoder_inputs(input_ids, conditions["lyric_ids"])
         prefix = 1 + config.lyric_offset
+        if cache is not None and cache.get_max_length() < inputs.shape[1] + num_new - 1:
+            raise ValueError(
+                f"past_key_values has room for {cache.get_max_length()} positions, but {inputs.shape[1] + num_new - 1} "
+                "come: make a longer JukeboxCache, or draw fewer codes."
+            )
         if generator is not None:
             kwargs["custom_generate"] = _draw_with(generator)
         if streamer is not None:
             kwargs["streamer"] = _CodeStreamer(streamer, prefix, config.code_offset)
-        output = super().generate(
-            inputs=inputs, generation_config=generation_config, max_new_tokens=num_new, **kwargs, **conditioning
-        )
+        output = super().generate(inputs=inputs, generation_config=settings, **kwargs, **conditioning)
         sequences = output if isinstance(output, Tensor) else output.sequences
         # A lyric id that was drawn where only codes have a meaning is heard as code 0, as in the original.
         codes = (sequences[:, prefix:] - config.code_offset).clamp(min=0)
@@ -85,9 +90,8 @@ class JukeboxPriorGenerationMixin(GenerationMixin):
         output.sequences = codes
         return output
 
-    def _num_new_codes(self, num_given: int, generation_config: GenerationConfig | None, kwargs: dict) -> int:
-        """Takes the asked length out of `kwargs`, or from the generation config."""
-        settings = generation_config or self.generation_config
+    def _num_new_codes(self, num_given: int, settings: GenerationConfig, kwargs: dict) -> int:
+        """Takes the asked length out of `kwargs`, or from the settings."""
         num_new = kwargs.pop("max_new_tokens", settings.max_new_tokens)
         length = kwargs.pop("max_length", settings.max_length)
         context = self.config.context_length
@@ -148,8 +152,16 @@ def _draw_with(generator: torch.Generator | list[torch.Generator]) -> Callable:
     def sample(model, input_ids, logits_processor, generation_config, **kwargs):
         if not generation_config.do_sample:
             raise ValueError("generator was given, but nothing is drawn: set do_sample=True, or leave it out.")
-        if isinstance(generator, list) and len(generator) != len(input_ids):
-            raise ValueError(f"{len(generator)} generators for {len(input_ids)} samples: give one, or one for each.")
+        if generation_config.num_beams > 1:
+            raise ValueError(f"num_beams={generation_config.num_beams} with a generator: give one of the two.")
+        generators = generator if isinstance(generator, list) else [generator]
+        if isinstance(generator, list) and len(generators) != len(input_ids):
+            raise ValueError(f"{len(generators)} generators for {len(input_ids)} samples: give one, or one for each.")
+        if wrong := {one.device.type for one in generators} - {input_ids.device.type}:
+            raise ValueError(
+                f"A generator is on {', '.join(wrong)} and the codes are drawn on {input_ids.device.type}: make it "
+                f"with torch.Generator({input_ids.device.type!r})."
+            )
         generation_config = deepcopy(generation_config)
         generation_config.do_sample = False
         processors = LogitsProcessorList([*logits_processor, _DrawingProcessor(generator)])

@@ -1,5 +1,7 @@
 """Checks a prior's inputs and fills in what is not given; every refusal names the value and the way out."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -65,9 +67,11 @@ def check_labels(
     if not config.num_time_bins:
         return artist_ids, genre_ids, None, None
     offset = _one_each(offset, batch_size, "offset", default=0)
-    shortest = int(config.min_duration * config.sampling_rate)
+    shortest = math.ceil(config.min_duration * config.sampling_rate)
+    # A length counts in fp32, where the longest is the first that is too long.
+    longest = math.ceil(config.max_duration * config.sampling_rate) - 2
     if total_length is None:
-        total_length = (offset + config.sample_length).clamp(min=shortest)
+        total_length = (offset + config.sample_length).clamp(min=shortest, max=longest)
     total_length = _one_each(total_length, batch_size, "total_length")
     if not torch.compiler.is_compiling():
         _check_timing(config, total_length, offset)
@@ -86,6 +90,7 @@ def check_lyrics(config: JukeboxPriorConfig, batch_size: int, lyric_ids: Tensor 
             f"This prior reads lyrics: give lyric_ids (batch, {count}), as JukeboxProcessor does, or zeros for an "
             "instrumental."
         )
+    _check_ids(lyric_ids, "lyric_ids")
     if lyric_ids.ndim != 2 or lyric_ids.shape[1] != count:
         raise ValueError(
             f"lyric_ids has the shape {tuple(lyric_ids.shape)}: give the window's {count} characters (batch, {count})."
@@ -97,6 +102,7 @@ def check_lyrics(config: JukeboxPriorConfig, batch_size: int, lyric_ids: Tensor 
 def _genres(config: JukeboxPriorConfig, batch_size: int, genre_ids: Tensor | None) -> Tensor:
     if genre_ids is None:
         genre_ids = torch.zeros(batch_size, 1, dtype=torch.long)
+    _check_ids(genre_ids, "genre_ids")
     if genre_ids.ndim == 1:
         genre_ids = genre_ids.unsqueeze(1)
     if genre_ids.ndim != 2 or genre_ids.shape[1] > config.max_genres:
@@ -111,11 +117,11 @@ def _genres(config: JukeboxPriorConfig, batch_size: int, genre_ids: Tensor | Non
 def _check_timing(config: JukeboxPriorConfig, total_length: Tensor, offset: Tensor):
     rate, longest = config.sampling_rate, config.max_duration * config.sampling_rate
     for total, start in zip(total_length.tolist(), offset.tolist()):
-        if not config.min_duration * rate <= total < longest:
+        if not config.min_duration * rate <= torch.tensor(total, dtype=torch.float32).item() < longest:
             raise ValueError(
                 f"total_length={total} samples ({total / rate:.2f} s) is outside the {config.min_duration:g} s to "
-                f"{config.max_duration:g} s of the songs this prior was trained on: give the whole song's length, or "
-                "the nearest in that range."
+                f"less than {config.max_duration:g} s of the songs this prior was trained on: give the whole song's "
+                "length, or the nearest in that range."
             )
         if not 0 <= start < total:
             raise ValueError(f"offset={start} samples does not lie in the song of {total}: give 0 to {total - 1}.")
@@ -135,6 +141,12 @@ def _one_each(values: Tensor | None, batch_size: int, name: str, default: int | 
     return _expand(values.long(), batch_size, name)
 
 
+def _check_ids(ids: Tensor, name: str):
+    if not isinstance(ids, Tensor) or ids.is_floating_point():
+        given = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"{name} is {given}: give a tensor of integers, as JukeboxProcessor does.")
+
+
 def _expand(values: Tensor, batch_size: int, name: str) -> Tensor:
     if len(values) not in (1, batch_size):
         raise ValueError(f"{name} is of {len(values)} samples, but the batch has {batch_size}: give one for each.")
@@ -144,7 +156,7 @@ def _expand(values: Tensor, batch_size: int, name: str) -> Tensor:
 def _check_range(ids: Tensor, count: int, name: str, what: str):
     # Reading a value would break the graph of torch.compile.
     if not torch.compiler.is_compiling():
-        low, high = ids.min().item(), ids.max().item()
+        low, high = ids.long().min().item(), ids.long().max().item()
         if low < 0 or high >= count:
             raise ValueError(
                 f"{name} holds {low if low < 0 else high}, but this prior has {count} {what}: give 0 to {count - 1}."

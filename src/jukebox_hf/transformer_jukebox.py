@@ -36,7 +36,8 @@ def eager_attention_forward(
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
     """Attention that also gives its weights, `(batch, heads, queries, keys)`."""
-    scores = (query @ key.transpose(-1, -2)).float() * scaling
+    # Scaled first: in half precision the products of long heads could overflow.
+    scores = ((query * scaling) @ key.transpose(-1, -2)).float()
     if is_causal:
         attention_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
     if attention_mask is not None:
