@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoModel, TorchAoConfig
 from transformers.utils import logging
 
 from benchmarks.plain_prior import PlainStack
-from benchmarks.vqvae import SGEMM_SIZE, peak_memory, timed
+from benchmarks.vqvae import SGEMM_SIZE, peak_memory, timed, where_time_goes
 from jukebox_hf import JukeboxCache, JukeboxPriorConfig, JukeboxPriorModel
 from jukebox_hf.conversion.official import OFFICIAL_CHECKPOINTS
 
@@ -27,6 +26,12 @@ READ_BYTES = 2**30
 # Where in the window the steps are timed: half full.
 START = 3264
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
+PRIOR_KINDS = {
+    "matrix products": ("addmm", "aten::mm"),
+    "compiled kernels and their calls": ("graph_", "CompiledFxGraph"),
+    "attention": ("_scaled_dot_product",),
+    "guards": ("Cache Lookup",),
+}
 # A decoding loop checks once, and not at every step, that nobody has changed the model's modules.
 COMPILE_OPTIONS = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
 
@@ -134,26 +139,8 @@ def decoding(console: Console, num_layers: int):
     for name in ("bf16", "fp16", "int8"):
         difference = (steps[name, 1]() - reference).abs().max() / reference.abs().max()
         console.print(f"{name}: logits off by at most {difference:.1e} of the largest (random weights)")
-    where_time_goes(console, "fp32, eager", jobs["eager"])
-    where_time_goes(console, "int8, compiled", jobs["int8, 1"])
-
-
-def where_time_goes(console: Console, name: str, job):
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        job()
-    events = [event for event in profiler.key_averages() if event.self_cpu_time_total]
-    total = sum(event.self_cpu_time_total for event in events)
-    kinds = {
-        "matrix products": ("addmm", "aten::mm"),
-        "compiled kernels and their calls": ("graph_", "CompiledFxGraph"),
-    }
-    kinds |= {"attention": ("_scaled_dot_product",), "guards": ("Cache Lookup",)}
-    shares = {
-        kind: sum(e.self_cpu_time_total for e in events if any(part in e.key for part in parts)) / total
-        for kind, parts in kinds.items()
-    }
-    shares["everything else"] = 1 - sum(shares.values())
-    console.print(f"{name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items() if share > 0.005))
+    where_time_goes(console, "fp32, eager", jobs["eager"], PRIOR_KINDS)
+    where_time_goes(console, "int8, compiled", jobs["int8, 1"], PRIOR_KINDS)
 
 
 def prefill(console: Console, num_layers: int):

@@ -23,6 +23,13 @@ from jukebox_hf.conversion import convert_checkpoint
 
 CHECKPOINT = Path(__file__).parents[1] / "tests/goldens/vqvae-5b-size/checkpoint.pth.tar"
 SGEMM_SIZE = 3072
+# Parts of the names of the profiler's events.
+VQVAE_KINDS = {
+    "convolutions": ("mkldnn_convolution", "slow_conv"),
+    "matrix products": ("addmm", "aten::mm"),
+    "joining blocks": ("aten::cat", "copy_"),
+    "ReLU and residual sums": ("clamp_min", "add_", "relu"),
+}
 
 
 def multiply_adds(config: JukeboxVQVAEConfig, level: int) -> float:
@@ -117,19 +124,17 @@ def speed(console: Console, seconds: float):
         where_time_goes(console, f"decode level {level}", lambda level=level: model.decode(codes[level], level))
 
 
-def where_time_goes(console: Console, name: str, job):
+def where_time_goes(console: Console, name: str, job, kinds: dict[str, tuple[str, ...]] = VQVAE_KINDS):
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         job()
     events = profiler.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
-    kinds = {"convolutions": ("mkldnn_convolution", "slow_conv"), "matrix products": ("addmm", "aten::mm")}
-    kinds |= {"joining blocks": ("aten::cat", "copy_"), "ReLU and residual sums": ("clamp_min", "add_", "relu")}
     shares = {
         kind: sum(e.self_cpu_time_total for e in events if any(part in e.key for part in parts)) / total
         for kind, parts in kinds.items()
     }
     shares["everything else"] = 1 - sum(shares.values())
-    console.print(f"{name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()))
+    console.print(f"{name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items() if share > 0.005))
 
 
 def memory(console: Console, minutes: float):
