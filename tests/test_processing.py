@@ -37,7 +37,8 @@ def as_lists(inputs) -> dict:
 
 def read_row(processor: JukeboxProcessor, row: dict):
     seconds = dict(total_seconds=row["total_length"] / RATE, offset_seconds=row["offset"] / RATE)
-    return processor(row["lyrics"], artist=row["artist"], genre=row["genre"], **seconds)
+    lyrics = row["lyrics"] if row["n_tokens"] else None
+    return processor(lyrics, artist=row["artist"], genre=row["genre"], **seconds)
 
 
 @pytest.mark.parametrize("row", LABEL_ROWS)
@@ -130,8 +131,10 @@ def test_lyrics_longer_than_the_window_need_the_songs_length():
 
 def test_a_prior_without_lyrics_takes_none():
     processor = make_processor("v2")
-    assert "lyric_ids" not in processor("some lyrics", total_seconds=60)
-    with pytest.raises(ValueError, match="num_lyric_tokens=0"):
+    assert "lyric_ids" not in processor("", total_seconds=60)
+    with pytest.raises(ValueError, match="text='some lyrics': this model reads no lyrics"):
+        processor(["", "some lyrics"], total_seconds=60)
+    with pytest.raises(ValueError, match="not the processor of a prior with lyrics"):
         processor.lyric_window([[1]], [100], [0])
 
 

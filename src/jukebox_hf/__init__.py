@@ -4,11 +4,13 @@ from .cache_jukebox import JukeboxCache
 from .codes import JukeboxCodeExtractor
 from .configuration_jukebox import (
     JukeboxConditionerConfig,
+    JukeboxConfig,
     JukeboxLyricsEncoderConfig,
     JukeboxPriorConfig,
     JukeboxVQVAEConfig,
 )
 from .feature_extraction_jukebox import JukeboxFeatureExtractor
+from .modeling_jukebox import JukeboxModel
 from .modeling_jukebox_prior import JukeboxPriorModel
 from .modeling_jukebox_vqvae import JukeboxVQVAEModel
 from .processing_jukebox import JukeboxProcessor
@@ -23,8 +25,10 @@ __all__ = [
     "JukeboxCache",
     "JukeboxCodeExtractor",
     "JukeboxConditionerConfig",
+    "JukeboxConfig",
     "JukeboxFeatureExtractor",
     "JukeboxLyricsEncoderConfig",
+    "JukeboxModel",
     "JukeboxPriorConfig",
     "JukeboxPriorModel",
     "JukeboxProcessor",

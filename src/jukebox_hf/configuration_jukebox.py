@@ -1,6 +1,7 @@
 """Configurations of the Jukebox models."""
 
 import math
+from collections.abc import Iterable
 from itertools import accumulate, cycle, islice
 from operator import mul
 
@@ -385,6 +386,91 @@ class JukeboxPriorConfig(PreTrainedConfig):
         return self.context_length // self.conditioner_config.upsampling_factor
 
 
+@strict
+class JukeboxConfig(PreTrainedConfig):
+    r"""Configuration of a [`JukeboxModel`]: a VQ-VAE and the priors of its levels.
+
+    Args:
+        vqvae_config (`JukeboxVQVAEConfig`): of the VQ-VAE; default the released one.
+        prior_0, prior_1, prior_2 (`JukeboxPriorConfig`, *optional*): of each level's prior, 0 for the finest. The top
+            level's is a top prior, the others are upsamplers. A level without one cannot be drawn.
+    """
+
+    model_type = "jukebox"
+    sub_configs = {"vqvae_config": JukeboxVQVAEConfig} | {f"prior_{level}": JukeboxPriorConfig for level in range(3)}
+
+    vqvae_config: dict | PreTrainedConfig | None = None
+    prior_0: dict | PreTrainedConfig | None = None
+    prior_1: dict | PreTrainedConfig | None = None
+    prior_2: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.vqvae_config is None:
+            self.vqvae_config = JukeboxVQVAEConfig()
+        for name, config_class in self.sub_configs.items():
+            if isinstance(getattr(self, name), dict):
+                setattr(self, name, config_class(**getattr(self, name)))
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_parts(
+        cls, vqvae_config: JukeboxVQVAEConfig, prior_configs: Iterable[JukeboxPriorConfig]
+    ) -> "JukeboxConfig":
+        """Puts the priors' configurations at the levels that they name.
+
+        Raises:
+            ValueError: two priors of one level, a level that the VQ-VAE does not have, or parts that do not fit.
+        """
+        priors = {}
+        for config in prior_configs:
+            if config.level in priors:
+                raise ValueError(f"Two of the priors are of level {config.level}: give one for each level.")
+            priors[config.level] = config
+        if unknown := [level for level in priors if f"prior_{level}" not in cls.sub_configs]:
+            raise ValueError(f"A prior is of level {unknown[0]}: a JukeboxModel has the levels 0 to 2.")
+        return cls(vqvae_config=vqvae_config, **{f"prior_{level}": config for level, config in priors.items()})
+
+    def validate_parts(self):
+        vqvae = self.vqvae_config
+        for level, prior in self.priors.items():
+            if level >= vqvae.num_levels:
+                raise ValueError(f"prior_{level} is given, but the VQ-VAE has the levels 0 to {vqvae.num_levels - 1}.")
+            facts = {
+                "level": level,
+                "vocab_size": vqvae.codebook_size,
+                "hop_length": vqvae.hop_lengths[level],
+                "sampling_rate": vqvae.sampling_rate,
+            }
+            for name, value in facts.items():
+                if getattr(prior, name) != value:
+                    raise ValueError(
+                        f"prior_{level} has {name}={getattr(prior, name)}, but the VQ-VAE's level {level} has {value}: "
+                        "put together parts that were trained together."
+                    )
+            conditioner = prior.conditioner_config
+            if (conditioner is None) != (level == vqvae.num_levels - 1):
+                kind = "a top prior" if conditioner is None else "an upsampler"
+                raise ValueError(f"prior_{level} is {kind}, but level {level} of {vqvae.num_levels} is not its place.")
+            if conditioner is not None:
+                factor = vqvae.hop_lengths[level + 1] // vqvae.hop_lengths[level]
+                if conditioner.upsampling_factor != factor:
+                    raise ValueError(
+                        f"prior_{level} brings level {level + 1} up by {conditioner.upsampling_factor}, but the VQ-VAE "
+                        f"has {factor} codes of level {level} for one above: set conditioner_config.strides."
+                    )
+
+    @property
+    def priors(self) -> dict[int, JukeboxPriorConfig]:
+        """The configuration of each level's prior, from level 0 up, of those that there are."""
+        named = {level: getattr(self, f"prior_{level}") for level in range(len(self.sub_configs) - 1)}
+        return {level: config for level, config in named.items() if config is not None}
+
+    @property
+    def sampling_rate(self) -> int:
+        """In Hz."""
+        return self.vqvae_config.sampling_rate
+
+
 def repeat_pattern(config: JukeboxPriorConfig | JukeboxLyricsEncoderConfig) -> str:
     """Gives a letter of `attention_pattern` for each layer."""
     return "".join(islice(cycle(config.attention_pattern), config.num_hidden_layers))
@@ -411,4 +497,10 @@ def _check_pattern(config: PreTrainedConfig, allowed: str):
         )
 
 
-__all__ = ["JukeboxConditionerConfig", "JukeboxLyricsEncoderConfig", "JukeboxPriorConfig", "JukeboxVQVAEConfig"]
+__all__ = [
+    "JukeboxConditionerConfig",
+    "JukeboxConfig",
+    "JukeboxLyricsEncoderConfig",
+    "JukeboxPriorConfig",
+    "JukeboxVQVAEConfig",
+]

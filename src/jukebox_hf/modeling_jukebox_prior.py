@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -18,11 +18,14 @@ from .conditioning_jukebox import (
     JukeboxLyricsEncoder,
     JukeboxTimingEmbedding,
 )
-from .configuration_jukebox import JukeboxPriorConfig
+from .configuration_jukebox import JukeboxConfig, JukeboxPriorConfig
 from .convolution_jukebox import JukeboxConv1d, JukeboxConvTranspose1d
 from .prior_generation import JukeboxPriorGenerationMixin
 from .prior_inputs import check_codes, check_labels, check_lyrics, check_upper_codes
 from .transformer_jukebox import JukeboxLinear, JukeboxTransformerLayer, with_init_std
+
+# Those of `from_pretrained` that say where a repository is.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 
 @dataclass
@@ -96,8 +99,8 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
         "embed_tokens", "embed_positions", "start_embedding", "label_embedding", "timing_embedding", "conditioner",
         "attention_layer_norm", "mlp_layer_norm", "state_proj", "lyrics_encoder.layer_norm", "lm_head",
     ]  # fmt: skip
-    # `num_hidden_layers` may be smaller than what the checkpoint has.
-    _keys_to_ignore_on_load_unexpected = [r"^layers\.\d+\."]
+    # `num_hidden_layers` may be smaller than what the checkpoint has, and the checkpoint that of a whole JukeboxModel.
+    _keys_to_ignore_on_load_unexpected = [r"^layers\.\d+\.", r"^(vqvae|prior_\d)\."]
 
     def __init__(self, config: JukeboxPriorConfig):
         super().__init__(config)
@@ -120,6 +123,31 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
         self.layers = nn.ModuleList(JukeboxTransformerLayer(config, letter) for letter in config.layer_patterns)
         self.lm_head = JukeboxLinear(width, config.start_token_id, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, level: int | None = None, **kwargs):
+        """As for any model; from the repository of a [`JukeboxModel`] it loads one of its priors.
+
+        Args:
+            level (`int`, *optional*): whose prior to load from such a repository; default the top level's.
+
+        Raises:
+            ValueError: a level without a prior, or a level asked of a repository that holds one prior.
+        """
+        if not isinstance(kwargs.get("config"), JukeboxPriorConfig):
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+            if isinstance(config, JukeboxConfig):
+                level = max(config.priors, default=None) if level is None else level
+                if level not in config.priors:
+                    raise ValueError(f"level={level}: {pretrained_model_name_or_path} has {sorted(config.priors)}.")
+                config, kwargs = JukeboxPriorConfig.from_dict(
+                    config.priors[level].to_dict(), return_unused_kwargs=True, **kwargs
+                )
+                kwargs["config"], kwargs["key_mapping"] = config, {rf"^prior_{level}\.": ""}
+            elif level is not None:
+                raise ValueError(f"level={level}: {pretrained_model_name_or_path} holds one prior; leave level out.")
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @property
     def dtype(self) -> torch.dtype:

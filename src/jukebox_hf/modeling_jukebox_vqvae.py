@@ -150,6 +150,8 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
     supports_gradient_checkpointing = True
     _no_split_modules = ["JukeboxEncoder", "JukeboxDecoder", "JukeboxCodebook"]
     _keep_in_fp32_modules_strict = ["codebooks"]
+    # The checkpoint may be that of a whole JukeboxModel.
+    _keys_to_ignore_on_load_unexpected = [r"^prior_\d\."]
 
     def __init__(self, config: JukeboxVQVAEConfig):
         super().__init__(config)

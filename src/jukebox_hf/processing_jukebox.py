@@ -23,15 +23,48 @@ class JukeboxProcessor(ProcessorMixin):
     Args:
         feature_extractor ([`JukeboxFeatureExtractor`]): reads audio, and knows the sampling rate.
         tokenizer ([`JukeboxTokenizer`]): reads names and lyrics.
-        sample_length (`int`): the samples that one context of the top prior stands for; the lyric window lies around
-            their middle.
+        sample_length (`int`, *optional*): for a prior alone, the samples that one context of it stands for; the lyric
+            window lies around their middle. None for a [`JukeboxModel`], which moves the window over the whole lyrics
+            itself.
     """
 
     def __init__(
-        self, feature_extractor: JukeboxFeatureExtractor, tokenizer: JukeboxTokenizer, sample_length: int = 1048576
+        self,
+        feature_extractor: JukeboxFeatureExtractor,
+        tokenizer: JukeboxTokenizer,
+        sample_length: int | None = 1048576,
     ):
         super().__init__(feature_extractor, tokenizer)
         self.sample_length = sample_length
+
+    @classmethod
+    def from_parts(cls, processors: Sequence["JukeboxProcessor"]) -> "JukeboxProcessor":
+        """Makes the processor of a [`JukeboxModel`] from those of its priors, from level 0 up.
+
+        Raises:
+            ValueError: none, a processor of several levels, or different vocabularies of one version.
+        """
+        if not processors:
+            raise ValueError("There are no processors: give those of the priors, from level 0 up.")
+        tokenizers = [processor.tokenizer for processor in processors]
+        vocabularies = [{}, {}, {}]
+        for tokenizer in tokenizers:
+            if len(tokenizer.versions) > 1:
+                raise ValueError(f"versions={tokenizer.versions}: give processors of one prior each.")
+            for joined, own in zip(vocabularies, (tokenizer.artists, tokenizer.genres, tokenizer.lyrics)):
+                for version, names in own.items():
+                    if joined.setdefault(version, names) != names:
+                        raise ValueError(
+                            f"Two of the priors have different vocabularies of version {version}: put together parts "
+                            "that were trained together."
+                        )
+        tokenizer = JukeboxTokenizer(
+            *vocabularies,
+            versions=[tokenizer.versions[0] for tokenizer in tokenizers],
+            max_genres=max(tokenizer.max_genres for tokenizer in tokenizers),
+            num_lyric_tokens=tokenizers[-1].num_lyric_tokens,
+        )
+        return cls(processors[-1].feature_extractor, tokenizer, sample_length=None)
 
     def __call__(
         self,
@@ -49,7 +82,7 @@ class JukeboxProcessor(ProcessorMixin):
         What is given as a list has one entry a song; what is not holds for every song.
 
         Args:
-            text: the lyrics of the whole song; a prior without lyrics does without them.
+            text: the lyrics of the whole song; none, or an empty text, for an instrumental.
             artist: a name; without one, or with `None`, it is unknown.
             genre: a name, of up to `max_genres` words under v2; likewise.
             total_seconds: the length of the whole song, of which the model may see or generate a part.
@@ -62,11 +95,13 @@ class JukeboxProcessor(ProcessorMixin):
             slots, `offset` `(batch,)` and, with `total_seconds`, `total_length` `(batch,)` in samples; `lyric_ids`
             `(batch, num_lyric_tokens)`, the lyric window at this offset, for a prior with lyrics; the feature
             extractor's `input_values` and `padding_mask` with `audio`. For several priors `artist_ids` is
-            `(batch, levels)` and `genre_ids` `(batch, levels, max_genres)`.
+            `(batch, levels)` and `genre_ids` `(batch, levels, max_genres)`; for a [`JukeboxModel`] `lyric_ids` are the
+            whole lyrics `(batch, longest)`, -1 after the end of shorter ones.
 
         Raises:
             ValueError: lists of different lengths, an offset outside the song, a length that is not positive or, for
-                lyrics longer than the window, not given; what the tokenizer and the feature extractor refuse.
+                lyrics longer than the window, not given; lyrics for a prior without; what the tokenizer and the
+                feature extractor refuse.
         """
         inputs = {}
         if audio is not None:
@@ -91,8 +126,15 @@ class JukeboxProcessor(ProcessorMixin):
                     raise ValueError(f"total_seconds={seconds}: give the length of the whole song, a positive number.")
         offset = inputs["offset"] = self._to_samples("offset_seconds", columns["offset_seconds"])
         self._check_offset(total_length, offset)
-        if self.tokenizer.num_lyric_tokens:
+        if not self.tokenizer.num_lyric_tokens:
+            if lyrics := next(filter(None, columns["text"]), None):
+                raise ValueError(f"text={lyrics[:40]!r}: this model reads no lyrics; leave them out, or give ''.")
+        else:
             lyric_ids = self.tokenizer([lyrics or "" for lyrics in columns["text"]])["input_ids"]
+            if self.sample_length is None:
+                longest = max(1, *map(len, lyric_ids))
+                inputs["lyric_ids"] = [[*ids, *[-1] * (longest - len(ids))] for ids in lyric_ids]
+                return BatchFeature(inputs, tensor_type=return_tensors)
             if total_length is None:
                 self._refuse_long_lyrics(lyric_ids)
                 # The whole of the lyrics is in the window, wherever it is.
@@ -120,8 +162,8 @@ class JukeboxProcessor(ProcessorMixin):
         Raises:
             ValueError: a prior without lyrics, or an offset outside its song.
         """
-        if not self.tokenizer.num_lyric_tokens:
-            raise ValueError("num_lyric_tokens=0: this prior reads no lyrics.")
+        if not self.tokenizer.num_lyric_tokens or self.sample_length is None:
+            raise ValueError("This is not the processor of a prior with lyrics: JukeboxModel moves the window itself.")
         total_length, offset = torch.as_tensor(total_length), torch.as_tensor(offset)
         self._check_offset(total_length.tolist(), offset.tolist())
         return self._lyric_window(lyric_ids, total_length, offset, torch.float32)

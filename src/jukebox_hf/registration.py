@@ -5,12 +5,14 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioTokenization,
+    AutoModelForTextToWaveform,
     AutoProcessor,
     AutoTokenizer,
 )
 
-from .configuration_jukebox import JukeboxPriorConfig, JukeboxVQVAEConfig
+from .configuration_jukebox import JukeboxConfig, JukeboxPriorConfig, JukeboxVQVAEConfig
 from .feature_extraction_jukebox import JukeboxFeatureExtractor
+from .modeling_jukebox import JukeboxModel
 from .modeling_jukebox_prior import JukeboxPriorModel
 from .modeling_jukebox_vqvae import JukeboxVQVAEModel
 from .processing_jukebox import JukeboxProcessor
@@ -27,3 +29,9 @@ def register_auto_classes():
     AutoTokenizer.register(JukeboxPriorConfig, tokenizer_class=JukeboxTokenizer, exist_ok=True)
     AutoProcessor.register(JukeboxPriorConfig, JukeboxProcessor, exist_ok=True)
     AutoFeatureExtractor.register(JukeboxVQVAEConfig, JukeboxFeatureExtractor, exist_ok=True)
+    AutoConfig.register(JukeboxConfig.model_type, JukeboxConfig, exist_ok=True)
+    AutoModel.register(JukeboxConfig, JukeboxModel, exist_ok=True)
+    AutoModelForTextToWaveform.register(JukeboxConfig, JukeboxModel, exist_ok=True)
+    AutoFeatureExtractor.register(JukeboxConfig, JukeboxFeatureExtractor, exist_ok=True)
+    AutoTokenizer.register(JukeboxConfig, tokenizer_class=JukeboxTokenizer, exist_ok=True)
+    AutoProcessor.register(JukeboxConfig, JukeboxProcessor, exist_ok=True)
