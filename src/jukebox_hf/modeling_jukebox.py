@@ -41,6 +41,7 @@ class JukeboxModel(JukeboxGenerationMixin, PreTrainedModel):
         self.post_init()
         # What a part alone does not expect.
         self._keys_to_ignore_on_load_unexpected = set()
+        self.generation_config = default_generation_config(config)
 
     @property
     def priors(self) -> dict[int, JukeboxPriorModel]:
@@ -65,7 +66,6 @@ class JukeboxModel(JukeboxGenerationMixin, PreTrainedModel):
         model.vqvae = vqvae
         for prior in priors:
             setattr(model, f"prior_{prior.config.level}", prior)
-        model.generation_config = default_generation_config(config)
         return model.eval()
 
 

@@ -230,7 +230,7 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
             ValueError: a wrong shape, a mask with gaps, an unknown level, or codes out of range.
         """
         (level,) = self.config.check_levels([level])
-        codes = self._check_codes(audio_codes)
+        codes = self.check_codes(audio_codes)
         lengths = _clip_lengths(codes.shape, audio_codes_mask)
 
         def decode_clips(clips: torch.Tensor) -> tuple[torch.Tensor]:
@@ -274,9 +274,29 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
         """
         (level,) = self.config.check_levels([level])
         # encode_stream, whose blocks may come straight here, has none for a while.
-        codes = (self._check_codes(block) for block in blocks if block.shape[-1])
+        codes = (self.check_codes(block) for block in blocks if block.shape[-1])
         for audio in self._decode_blocks(codes, level):
             yield audio.transpose(1, 2)
+
+    def decoding_stream(self, level: int = 0) -> Callable[[torch.Tensor, bool], torch.FloatTensor]:
+        """Makes a decoder for codes of one level that come when they come; the audio joined is that of all codes.
+
+        It takes the next codes `(batch, frames)` and whether they are the last, and gives the audio `(batch, 1,
+        samples)` that is certain with them.
+
+        Raises:
+            ValueError: as `decode` does.
+        """
+        (level,) = self.config.check_levels([level])
+        stream = SignalStream()
+
+        @torch.no_grad()
+        def decode(codes: torch.Tensor, is_last: bool) -> torch.FloatTensor:
+            blocks = _cut([self.check_codes(codes)], self.config.hop_lengths[level])
+            audio = [self._decode_block(block, level, stream, is_last and ends) for block, ends in blocks]
+            return torch.cat(audio, dim=1).transpose(1, 2)
+
+        return decode
 
     @can_return_tuple
     def forward(
@@ -364,8 +384,11 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
     def _decode_blocks(self, blocks: Iterable[torch.Tensor], level: int) -> Iterator[torch.FloatTensor]:
         stream = SignalStream()
         for block, ends in _cut(blocks, self.config.hop_lengths[level]):
-            stream.ends, stream.piece_size = ends, _piece_size(block)
-            yield self.decoders[level](self.codebooks[level](block).to(self.dtype), stream)
+            yield self._decode_block(block, level, stream, ends)
+
+    def _decode_block(self, block: torch.Tensor, level: int, stream: SignalStream, ends: bool) -> torch.FloatTensor:
+        stream.ends, stream.piece_size = ends, _piece_size(block)
+        return self.decoders[level](self.codebooks[level](block).to(self.dtype), stream)
 
     def _check_audio(self, input_values: torch.Tensor) -> torch.Tensor:
         """Gives audio as `(batch, samples, 1)`."""
@@ -382,7 +405,8 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
             raise ValueError("input_values holds NaN or infinity: repair or drop the clip.")
         return input_values.transpose(1, 2)
 
-    def _check_codes(self, audio_codes: torch.Tensor) -> torch.Tensor:
+    def check_codes(self, audio_codes: torch.Tensor) -> torch.Tensor:
+        """Gives codes `(batch, frames)` as they are; a ValueError names what is wrong with others."""
         if not isinstance(audio_codes, torch.Tensor) or audio_codes.ndim != 2 or not audio_codes.numel():
             given = tuple(audio_codes.shape) if isinstance(audio_codes, torch.Tensor) else type(audio_codes).__name__
             raise ValueError(f"audio_codes is {given}: give the codes of one level as a tensor (batch, frames).")
