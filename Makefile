@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py $(if $(AUDIO),--audio "$(AUDIO)")
 
-test: $(VENV)/tested ffmpeg
+test: $(VENV)/tested ffmpeg browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(TESTS)
@@ -51,3 +51,10 @@ ffmpeg:
 	@command -v ffmpeg >/dev/null || { \
 	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -q && apt-get install -q -y ffmpeg; \
 	} || { echo "The tests need FFmpeg: install it (apt install ffmpeg, brew install ffmpeg)."; exit 1; }
+
+# The tests of the song page play it in a headless Chromium; without one they skip.
+.PHONY: browser
+browser:
+	@command -v chromedriver >/dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -q && apt-get install -q -y chromium chromium-driver; \
+	} || echo "Without Chromium and chromedriver the tests that play the song page are skipped."

@@ -31,7 +31,7 @@ def matrix_values(config: JukeboxPriorConfig) -> tuple[int, int]:
     with torch.device("meta"):
         model = JukeboxPriorModel(config)
     names = [name for name, _ in model.named_parameters() if name.startswith("layers.") and name.endswith(".weight")]
-    values = sum(model.get_parameter(name).numel() for name in names if "norm" not in name and "kv_proj" not in name)
+    values = sum(model.get_parameter(name).numel() for name in names if "norm" not in name and ".kv_proj" not in name)
     return values, model.lm_head.weight.numel()
 
 
