@@ -22,6 +22,8 @@ benchmark: $(VENV)/peer
 	$(BIN)/python -m benchmarks.vqvae
 	$(BIN)/python -m benchmarks.prior
 	$(BIN)/python -m benchmarks.conversion_1b
+	$(BIN)/python -m benchmarks.songs
+	$(BIN)/python -m benchmarks.h100_on_paper
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check --fix .

@@ -1,15 +1,18 @@
-"""The package at work, without a download: finds the original's codes, recodes a tune, draws the original's samples."""
+"""The package at work, without a download: the original's codes and samples, a tune there and back, a song."""
 
 import argparse
 import json
 import logging
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from demo_song import show_song
 from rich.console import Console
+from rich.markup import escape
 from safetensors.torch import load_file
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
@@ -108,14 +111,18 @@ def main():
     convert_checkpoint(PRIOR_GOLDEN / "checkpoint.pth.tar", prior_dir)
     check_samples(console, prior_dir)
 
+    console.print("[bold]5. Draw a song[/bold] (1b_lyrics in small, at all levels)")
+    show_song(console, output, run)
+
     console.print("[bold]Results[/bold] (noise: the weights are random; with the released ones it is music)")
     stem = f"{audio.name}.level-{arguments.level}"
-    for result in (f"codes/{audio.name}.safetensors", f"reconstructed/{stem}.wav", f"reconstructed/{stem}.png"):
+    results = [f"codes/{audio.name}.safetensors", f"reconstructed/{stem}.wav", f"reconstructed/{stem}.png"]
+    for result in (*results, "pipeline.wav", "song/song-0.wav", "song/song-0.html"):
         console.print(f"   {output / result}")
 
 
 def run(console: Console, *command: str):
-    console.print(f"   [dim]$ jukebox-hf {' '.join(command)}[/dim]")
+    console.print(f"   [dim]$ jukebox-hf {escape(shlex.join(command))}[/dim]")
     app(list(command), standalone_mode=False)
 
 

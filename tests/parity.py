@@ -14,6 +14,7 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import PRIOR_CASES, VQVAE_CASES, golden
+from song_models import SONG_CASES, song_inputs, song_model
 from test_prior_goldens import GRADIENTS as PRIOR_GRADIENTS
 from test_prior_goldens import SAMPLING, conditions, sample, within_half_precision
 from test_vqvae_goldens import FP32_MARGIN, GRADIENTS, LOSSES, STATISTICS, training_step
@@ -168,6 +169,35 @@ def sample_table(models) -> Table:
     return table
 
 
+def song_table(convert) -> Table:
+    table = Table(title="Whole songs against the original's: other codes of levels 0, 1, 2", title_justify="left")
+    for column in ("case", "run", "other codes", "audio max"):
+        table.add_column(column)
+    for case in SONG_CASES:
+        model, tensors, settings = song_model(case, convert), golden(case).tensors, golden(case).settings
+        inputs = song_inputs(case) | {
+            "seconds": settings["length"] / model.config.sampling_rate,
+            "hop_fractions": settings["hop_fraction"],
+        }
+        for run in ("ancestral", "seeded", "primed"):
+            changes = {} if run == "seeded" else {"do_sample": False}
+            if run == "primed":
+                samples = tensors["primed.prompt"].shape[1]
+                hops = enumerate(model.config.vqvae_config.hop_lengths)
+                changes["audio_codes"] = [tensors[f"primed.codes.{level}"][:, : samples // hop] for level, hop in hops]
+            torch.manual_seed(4321)
+            song = model.generate(**inputs, **changes)
+            expected = [tensors[f"{run}.codes.{level}"] for level in range(3)]
+            wrong = [(ours != theirs).sum().item() for ours, theirs in zip(song.audio_codes, expected)]
+            audio = tensors[f"{run}.audio"].transpose(1, 2)
+            off = (song.audio - audio).abs().max().item()
+            if any(wrong) or off > 1e-5 * max(1.0, audio.abs().max().item()):
+                broken_promises.append(f"{case}, {run}")
+            counts = ", ".join(f"{count} of {codes.numel()}" for count, codes in zip(wrong, expected))
+            table.add_row(case, run, counts, f"{off:.1e}")
+    return table
+
+
 def precision_table(folder: Path) -> Table:
     """What half precision and int8 weights change: no promise, but what there is to know."""
     table = Table(title="Other number formats against fp32: logits, largest and mean |difference|; loss in bits")
@@ -208,6 +238,7 @@ def main():
             priors[case] = AutoModel.from_pretrained(converted, dtype=torch.float32)
         console.print(inference_table(models))
         console.print(precision_table(Path(folder)))
+        console.print(song_table(lambda case: Path(folder) / case))
     console.print(sample_table(priors))
     torch.set_grad_enabled(True)
     console.print(training_table(models))

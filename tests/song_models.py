@@ -4,7 +4,7 @@ import torch
 from conftest import golden
 from transformers import AutoModel
 
-from jukebox_hf import JukeboxModel
+from jukebox_hf import JukeboxFeatureExtractor, JukeboxModel, JukeboxProcessor, JukeboxTokenizer
 
 SONG_CASES = ("song-5b-style", "song-1b-lyrics-style")
 
@@ -35,3 +35,19 @@ def song_inputs(case: str) -> dict[str, torch.Tensor]:
     if num_tokens:
         inputs["lyric_ids"] = tensors["labels.2.full_lyric_tokens"]
     return inputs
+
+
+def song_processor(model: JukeboxModel) -> JukeboxProcessor:
+    """A processor with invented names, as many as the model has rows for."""
+    priors = []
+    for prior in model.config.priors.values():
+        version = "v3" if prior.max_genres == 1 else "v2"
+        tokenizer = JukeboxTokenizer.from_labels(
+            ["The Paper Lanterns", "Vela"],
+            ["Country", "Folk"],
+            versions=[version],
+            max_genres=prior.max_genres,
+            num_lyric_tokens=prior.num_lyric_tokens,
+        )
+        priors.append(JukeboxProcessor(JukeboxFeatureExtractor(hop_length=128), tokenizer))
+    return JukeboxProcessor.from_parts(priors)

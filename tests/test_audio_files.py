@@ -182,3 +182,13 @@ def test_a_wav_file_beyond_its_header_is_refused(tmp_path, monkeypatch):
         write_audio(tmp_path / "clip.wav", [noise(1000)] * 2, RATE)
     assert not os.listdir(tmp_path)
     write_audio(tmp_path / "clip.flac", [noise(1000)] * 2, RATE)
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise soundfile.LibsndfileError(2)
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", refuse)
+    with pytest.raises(OSError, match=r"song\.wav could not be written .*Free some space"):
+        write_audio(tmp_path / "song.wav", [np.zeros(4, np.float32)], 44100)
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import torch
 from conftest import golden
 from song_models import SONG_CASES, song_inputs, song_model
 
+
 @pytest.fixture(scope="module", params=SONG_CASES)
 def song(request, converted):
     case = request.param

@@ -220,7 +220,7 @@ def test_the_picture_is_a_png_even_of_silence(tmp_path):
 
 
 def test_a_picture_needs_matplotlib_and_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr("jukebox_hf.cli.pictures.find_spec", lambda name: None)
+    monkeypatch.setattr("jukebox_hf.pictures.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'jukebox-hf\[pictures\]'"):
         save_alignment_picture(tmp_path / "align.png", np.zeros((1, 1)), 0.01, "a")
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .configuration_jukebox import JukeboxConfig
+from .configuration_jukebox import JukeboxConfig, JukeboxPriorConfig
 from .modeling_jukebox_prior import JukeboxPriorModel
+from .placement import input_device
 from .song_plan import SongConditions
 from .windows import plan_windows
 
@@ -23,6 +24,20 @@ class LyricAlignment:
 
     weights: torch.FloatTensor
     seconds_per_code: float
+
+
+def check_alignment(prior: JukeboxPriorConfig, lyric_ids: Tensor | None):
+    """Refuses songs without lyrics, and priors that do not say where they read them."""
+    if lyric_ids is None or not prior.num_lyric_tokens:
+        raise ValueError("return_alignment=True: give lyrics, and draw the level whose prior reads them.")
+    layer, head = prior.alignment_layer, prior.alignment_head
+    reading = [index for index, letter in enumerate(prior.layer_patterns) if letter in "xPD"]
+    if layer not in reading or head not in range(prior.num_attention_heads):
+        raise ValueError(
+            f"return_alignment=True: the prior of level {prior.level} has alignment_layer={layer} and "
+            f"alignment_head={head}, but lyrics are read by the {prior.num_attention_heads} heads of the layers "
+            f"{reading}: set one in its config."
+        )
 
 
 def align_lyrics(
@@ -48,7 +63,7 @@ def align_lyrics(
             window = codes[rows, start : start + context]
             length = window.shape[1]
             inputs = conditions.window(config, prior.config.level, start, rows)
-            output = prior(window.to(prior.device), **inputs, output_attentions=[layer])
+            output = prior(window.to(input_device(prior)), **inputs, output_attentions=[layer])
             seen = output.lyric_attentions[layer][0, head, :length].float().cpu()
             # A state has read the characters before its own.
             characters = conditions.lyric_indices(prior.config, start, rows)[0].roll(1)

@@ -75,6 +75,7 @@ def write_audio(path: str | os.PathLike, blocks: Iterable[np.ndarray], sampling_
     Raises:
         ValueError: another suffix, a missing folder, a block that is not 1-D or not finite, no samples, or more than
             a .wav file can hold.
+        OSError: the file cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -86,7 +87,7 @@ def write_audio(path: str | os.PathLike, blocks: Iterable[np.ndarray], sampling_
     # A folder beside the target, since os.replace cannot move a file to another disk.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         part = Path(folder) / path.name
-        with soundfile.SoundFile(part, "w", sampling_rate, channels=1, subtype="PCM_16") as audio:
+        with _written(path), soundfile.SoundFile(part, "w", sampling_rate, channels=1, subtype="PCM_16") as audio:
             for block in blocks:
                 if block.ndim != 1 or not np.isfinite(block).all():
                     raise ValueError(
@@ -99,6 +100,15 @@ def write_audio(path: str | os.PathLike, blocks: Iterable[np.ndarray], sampling_
         if not samples:
             raise ValueError(f"There are no samples for {path}: give at least one.")
         os.replace(part, path)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Names the file that libsndfile could not write."""
+    try:
+        yield
+    except soundfile.SoundFileError as error:
+        raise OSError(f"{path} could not be written ({error}). Free some space and run it again.") from error
 
 
 class _ForwardFile(soundfile.SoundFile):

@@ -1,5 +1,6 @@
 """`generate` for whole songs: the one loop that knows windows, levels and models (arXiv 2005.00341, section 4.4)."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +11,9 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
-from .alignment_jukebox import LyricAlignment, align_lyrics
+from .alignment_jukebox import LyricAlignment, align_lyrics, check_alignment
 from .cache_jukebox import JukeboxCache
-from .placement import lent_to, plan_batches
+from .placement import input_device, lent_to, plan_batches
 from .song_plan import (
     LevelPlan,
     SongConditions,
@@ -143,8 +144,12 @@ class JukeboxGenerationMixin(GenerationMixin):
         generation_config = self.generation_config if generation_config is None else generation_config
         repeats = kwargs.pop("num_return_sequences", generation_config.num_return_sequences) or 1
         lengths = {name: kwargs.pop(name, None) for name in ("max_length", "max_new_tokens")}
-        if seconds is None and not any(lengths.values()):
-            lengths["max_length"] = generation_config.max_length
+        is_whole = levels[-1] + 1 == config.vqvae_config.num_levels
+        if is_whole and seconds is None and all(length is None for length in lengths.values()):
+            name = "max_length" if generation_config.max_new_tokens is None else "max_new_tokens"
+            lengths[name] = getattr(generation_config, name)
+        if getattr(generation_config, "hop_fractions", None) is None:
+            kwargs.setdefault("hop_fractions", getattr(self.generation_config, "hop_fractions", None))
         # Of the pipeline; codes are never padded, and the result has one form.
         kwargs = {
             name: value for name, value in kwargs.items() if name not in ("pad_token_id", "return_dict_in_generate")
@@ -161,10 +166,12 @@ class JukeboxGenerationMixin(GenerationMixin):
         starts = {level: [window.start for window in plan.windows] for level, plan in plans.items()}
         samples = totals[levels[-1]] * config.vqvae_config.hop_lengths[levels[-1]]
         planned = plan_conditions(config, levels, num_songs, samples, starts, conditions)
-        if return_alignment and (planned.lyric_ids is None or config.priors[levels[-1]].alignment_layer is None):
-            raise ValueError("return_alignment=True: it takes lyrics, and a top prior that reads them and is drawn.")
+        if return_alignment:
+            check_alignment(config.priors[levels[-1]], planned.lyric_ids)
         if isinstance(generator, list) and len(generator) != num_songs:
             raise ValueError(f"{len(generator)} generators for {num_songs} songs: give one, or one for each.")
+        if generator is not None and not any(plan.settings.do_sample for plan in plans.values()):
+            raise ValueError("generator was given, but nothing is drawn: set do_sample=True, or leave it out.")
 
         codes = {level: torch.full((num_songs, total), MISSING) for level, total in totals.items()}
         for level, given in prompts.items():
@@ -228,7 +235,7 @@ class _Run:
             "codes": {str(level): codes.shape[1] for level, codes in self.codes.items()},
             "windows": {str(level): plan.windows for level, plan in self.plans.items()},
             "settings": {
-                str(level): plan.settings.to_diff_dict() | {"transformers_version": None}
+                str(level): json.loads(plan.settings.to_json_string()) | {"transformers_version": None}
                 for level, plan in self.plans.items()
             },
             "batch_sizes": {str(level): size for level, size in self.batch_sizes.items()},
@@ -253,6 +260,7 @@ class _Run:
         for level in sorted(self.plans, reverse=True):
             with lent_to(self.model.priors[level], self.device):
                 audio = self._draw_level(level)
+            self.cache = None
             if audio is not None:
                 result = level, audio
             if self.is_stopped:
@@ -264,7 +272,6 @@ class _Run:
         size = self.batch_sizes[level]
         batches = [slice(first, min(first + size, len(codes))) for first in range(0, len(codes), size)]
         tracks = [_Track(self.model.vqvae, level, plan.total) for _ in batches]
-        self.cache = None
         for index, window in enumerate(plan.windows):
             for rows, track in zip(batches, tracks):
                 progress = JukeboxProgress(
@@ -277,9 +284,10 @@ class _Run:
                 )
                 if (codes[rows, window.stop - 1] == MISSING).any():
                     self._draw_window(level, window, rows, progress)
+                if not self.is_stopped:
+                    self._hear(track, rows, codes[rows, : window.stop], progress)
                 if self.is_stopped:
                     return _join(tracks)
-                self._hear(track, rows, codes[rows, : window.stop], progress)
         for rows, track in zip(batches, tracks):
             if not track.pieces:
                 # The beginning that was given is all of it.
@@ -294,7 +302,8 @@ class _Run:
             factor = prior.config.conditioner_config.upsampling_factor
             first = window.start // factor
             inputs["upper_codes"] = codes[level + 1][rows, first : first + prior.config.num_upper_codes]
-        generator = self.generator
+        settings = self.plans[level].settings
+        generator = self.generator if settings.do_sample else None
         if isinstance(generator, list):
             generator = generator[rows]
         ticker = None
@@ -304,10 +313,10 @@ class _Run:
         given = codes[level][rows, window.start : window.start + window.num_given]
         drawn = prior.generate(
             given,
-            generation_config=self.plans[level].settings,
+            generation_config=settings,
             max_new_tokens=window.stop - window.start - window.num_given,
             generator=generator,
-            past_key_values=self._empty_cache(level, len(given)),
+            past_key_values=self._empty_cache(level, len(given)) if settings.use_cache else None,
             **inputs,
         )
         if ticker is not None and ticker.stopped:
@@ -338,9 +347,8 @@ class _Run:
             self.state.save(self.codes, random_states(self.generator, self._devices()))
 
     def _devices(self) -> list[torch.device]:
-        """Where the levels are drawn; a prior that is wholly on disk works on the CPU."""
-        devices = [torch.device(self.device or self.model.priors[level].device) for level in self.plans]
-        return [torch.device("cpu") if device.type == "meta" else device for device in devices]
+        """Where the levels are drawn."""
+        return [torch.device(self.device or input_device(self.model.priors[level])) for level in self.plans]
 
     def _generators(self) -> list[torch.Generator]:
         return self.generator if isinstance(self.generator, list) else [self.generator]
@@ -354,7 +362,7 @@ class _Ticker(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         self.progress = replace(self.progress, position=self.progress.position + 1)
-        self.stopped = self.stopped or bool(self.callback(self.progress))
+        self.stopped = bool(self.callback(self.progress))
         return torch.full((len(input_ids),), self.stopped, device=input_ids.device)
 
 
@@ -363,7 +371,7 @@ class _Track:
 
     def __init__(self, vqvae, level: int, total: int):
         self.level, self.total, self.position = level, total, 0
-        self.stream, self.device = vqvae.decoding_stream(level), vqvae.device
+        self.stream, self.device = vqvae.decoding_stream(level), input_device(vqvae)
         self.pieces: list[Tensor] = []
 
     def extend(self, codes: Tensor) -> Tensor:
@@ -384,11 +392,12 @@ def _join(tracks: list[_Track]) -> Tensor | None:
 
 
 def _drawn(codes: Tensor | None) -> Tensor | None:
-    """What all songs have of a level."""
+    """What all songs have of a level, if anything."""
     if codes is None:
         return None
     missing = (codes == MISSING).any(dim=0)
-    return codes[:, : int(missing.int().argmax()) if missing.any() else codes.shape[1]]
+    length = int(missing.int().argmax()) if missing.any() else codes.shape[1]
+    return codes[:, :length] if length else None
 
 
 __all__ = ["JukeboxGenerationOutput", "JukeboxProgress"]

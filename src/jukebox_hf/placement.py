@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import get_max_memory
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .cache_jukebox import JukeboxCache
 from .modeling_jukebox_prior import JukeboxPriorModel
@@ -18,17 +19,39 @@ USABLE_SHARE = 0.8
 
 @contextmanager
 def lent_to(module: nn.Module, device: torch.device | str | None) -> Iterator[nn.Module]:
-    """Copies a module's weights to a device for a while; the host keeps its own, which nothing has to copy back."""
+    """Copies a module's weights to a device for a while; the host keeps its own, which nothing has to copy back.
+
+    Raises:
+        ValueError: weights that `device_map` left on disk.
+    """
     if device is None:
         yield module
         return
-    tensors = [*module.parameters(), *module.buffers()]
-    of_host = [tensor.data for tensor in tensors]
+    stores = [store for part in module.modules() for store in (part._parameters, part._buffers)]
+    of_host = [(store, name, tensor) for store in stores for name, tensor in store.items() if tensor is not None]
+    if any(tensor.is_meta for _, _, tensor in of_host):
+        raise ValueError(f"device={device}: some weights are on disk; leave device out, or load without device_map.")
+    lent = {}
     try:
-        yield module.to(device)
+        for store, name, tensor in of_host:
+            # Tied weights stay one.
+            if id(tensor) not in lent:
+                lent[id(tensor)] = _copy_to(tensor, device)
+            store[name] = lent[id(tensor)]
+        yield module
     finally:
-        for tensor, data in zip(tensors, of_host):
-            tensor.data = data
+        for store, name, tensor in of_host:
+            store[name] = tensor
+
+
+def _copy_to(tensor: Tensor, device: torch.device | str) -> Tensor:
+    copy = tensor.detach().to(device)
+    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its inputs; one that is wholly on disk fetches them itself."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def song_bytes(prior: JukeboxPriorModel) -> int:
@@ -43,7 +66,12 @@ def songs_that_fit(prior: JukeboxPriorModel, device: torch.device, num_songs: in
     """Tells how many of so many songs the free memory of a device holds at a time; at least one is tried."""
     memory = get_max_memory()
     free = memory.get(device.index or 0) if device.type != "cpu" else None
-    free = memory["cpu"] if free is None else free
+    if free is None:
+        # Where an accelerator shares the host's memory, only one of them is listed.
+        free = memory.get("cpu", max(memory.values()))
+    if prior.device.type not in (device.type, "meta"):
+        # The weights come, too.
+        free -= prior.get_memory_footprint()
     return max(1, min(num_songs, int(USABLE_SHARE * free / song_bytes(prior))))
 
 

@@ -13,6 +13,8 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from .pictures import require_matplotlib
+
 # 16 codes of the released models' top level, as in the original's page.
 STEP_SECONDS = 16 * 128 / 44100
 # Over steps and over characters, as in the original's page.
@@ -87,8 +89,6 @@ def save_alignment_picture(path: str | os.PathLike, weights: np.ndarray, seconds
         ImportError: matplotlib is missing.
         ValueError: what [`sung_characters`] raises, or a missing folder.
     """
-    from .cli.pictures import require_matplotlib
-
     require_matplotlib()
     from matplotlib.figure import Figure
 

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 from .configuration_jukebox import JukeboxConfig, JukeboxPriorConfig
 from .lyric_windows import lyric_window_indices, take_lyric_windows
 from .modeling_jukebox_vqvae import JukeboxVQVAEModel
+from .placement import input_device
 from .prior_inputs import check_labels, check_lyrics
 from .windows import Window, plan_windows
 
@@ -127,7 +128,7 @@ def collect_prompts(
                 f"input_values has {input_values.shape[-1]} samples, and a code of the top level stands for "
                 f"{config.hop_length}: give a longer beginning."
             )
-        clips = input_values[..., :length].to(vqvae.device)
+        clips = input_values[..., :length].to(input_device(vqvae))
         encoded = vqvae.encode(clips, levels=list(read)).audio_codes
         return {level: codes.cpu() for level, codes in zip(read, encoded)}
     if audio_codes is None:
@@ -149,9 +150,7 @@ def count_songs(values: Sequence[Tensor | None]) -> int:
     """
     sizes = {len(value) for value in values if value is not None} or {1}
     if 0 in sizes or len(sizes - {1}) > 1:
-        raise ValueError(
-            f"The inputs are of {sorted(sizes)} songs: give one row of each, or one a song."
-        )
+        raise ValueError(f"The inputs are of {sorted(sizes)} songs: give one row of each, or one a song.")
     return max(sizes)
 
 
@@ -193,7 +192,7 @@ def plan_lengths(
     else:
         prompt = prompts[top].shape[1] if top in prompts else 0
         if seconds is not None:
-            total = math.floor(seconds * rate) // hops[top] if math.isfinite(seconds) else 0
+            total = round(seconds * rate) // hops[top] if math.isfinite(seconds) else 0
         elif max_new_tokens is not None:
             total = prompt + max_new_tokens
         else:
@@ -201,25 +200,38 @@ def plan_lengths(
         if total < 1 or (max_new_tokens is not None and max_new_tokens < 1):
             raise ValueError(f"{given}: give a positive length, {hops[top] / rate:.3g} s or more.")
         samples = total * hops[top]
-    samples = _fill_contexts(config, levels, samples, extend_short)
+    samples = _fill_contexts(config, levels, samples, extend_short, levels[-1] > top)
     return {level: samples // hops[level] for level in levels}
 
 
-def _fill_contexts(config: JukeboxConfig, levels: list[int], samples: int, extend_short: bool) -> int:
-    """Refuses, or lengthens, a song that is shorter than an upsampler's context."""
+def _fill_contexts(config: JukeboxConfig, levels: list[int], samples: int, extend_short: bool, is_given: bool) -> int:
+    """Refuses, or lengthens, a song that is shorter than an upsampler's context.
+
+    Args:
+        is_given: the last of `levels` is not drawn, and the song is as long as its codes.
+    """
     rate, hop = config.sampling_rate, config.vqvae_config.hop_lengths[levels[-1]]
-    for level in levels:
-        prior = config.priors.get(level)
-        if prior is None or prior.conditioner_config is None or samples >= prior.sample_length:
+    drawn = [config.priors[level] for level in (levels[:-1] if is_given else levels)]
+    upsamplers = [prior for prior in drawn if prior.conditioner_config is not None]
+    # The longest context first: a song that fills it fills the others.
+    for prior in sorted(upsamplers, key=lambda prior: prior.sample_length, reverse=True):
+        if samples >= prior.sample_length:
             continue
+        level = prior.level
+        least = -(-prior.sample_length // hop)
         if not extend_short:
-            least = math.ceil(100 * prior.sample_length / rate) / 100
+            seconds = math.ceil(100 * least * hop / rate) / 100
+            ways = (
+                f"give {least} codes of level {levels[-1]} or more"
+                if is_given
+                else f"ask for seconds={seconds:.2f} or more, stop above it with "
+                f"levels={list(range(level + 1, config.vqvae_config.num_levels))}, or set extend_short=True"
+            )
             raise ValueError(
                 f"A song of {samples / rate:.2f} s is too short for the upsampler of level {level}, which works on "
-                f"{prior.sample_length / rate:.2f} s at a time: ask for seconds={least:.2f} or more, stop above it "
-                f"with levels={list(range(level + 1, config.vqvae_config.num_levels))}, or set extend_short=True."
+                f"{prior.sample_length / rate:.2f} s at a time: {ways}."
             )
-        samples = -(-prior.sample_length // hop) * hop
+        samples = least * hop
     return samples
 
 
@@ -275,6 +287,8 @@ def plan_conditions(
                 f"Song {row} is {total / rate:.2f} s long and the part from {start / rate:.2f} s on has "
                 f"{samples / rate:.2f} s: give a larger total_seconds (total_length), or a shorter part."
             )
+    for level in levels:
+        _check_ids_that_windows_cut(config, level, conditions["genre_ids"], conditions["lyric_ids"])
     planned = SongConditions(
         conditions["artist_ids"], conditions["genre_ids"], total_length, offset, conditions["lyric_ids"]
     )
@@ -286,6 +300,23 @@ def plan_conditions(
             names = ("artist_ids", "genre_ids", "total_length", "offset")
             check_labels(prior, num_songs, *(inputs.get(name) for name in names))
     return planned
+
+
+def _check_ids_that_windows_cut(config: JukeboxConfig, level: int, genre_ids: Tensor | None, lyric_ids: Tensor | None):
+    """Refuses genres that a prior has no slots for, and characters that only a window in the middle would show."""
+    prior = config.priors[level]
+    if prior.num_artists and genre_ids is not None:
+        cut = genre_ids[:, list(config.priors).index(level), prior.max_genres :]
+        if (cut >= 0).any():
+            raise ValueError(
+                f"genre_ids holds {int(cut.max())} after the {prior.max_genres} slots that the prior of level {level} "
+                "has: leave out some genres."
+            )
+    if prior.num_lyric_tokens and lyric_ids is not None and (lyric_ids >= prior.lyric_vocab_size).any():
+        raise ValueError(
+            f"lyric_ids holds {int(lyric_ids.max())}, but the prior of level {level} has {prior.lyric_vocab_size} "
+            f"characters: give 0 to {prior.lyric_vocab_size - 1}, and -1 after the end."
+        )
 
 
 def plan_levels(
@@ -309,7 +340,9 @@ def plan_levels(
         fraction = level_settings.hop_fraction
         if not 0 < fraction <= 1:
             raise ValueError(f"hop_fractions has {fraction} for level {level}: give shares of a context, above 0 to 1.")
-        hop = max(1, int(fraction * prior.context_length))
+        # A window starts with a code of the level above.
+        factor = 1 if prior.conditioner_config is None else prior.conditioner_config.upsampling_factor
+        hop = max(1, int(fraction * prior.context_length) // factor) * factor
         plans[level] = LevelPlan(total, hop, plan_windows(total, prior.context_length, hop, prompt), level_settings)
     return plans
 
@@ -324,8 +357,11 @@ def level_settings(
     """
     num_levels, settings = config.vqvae_config.num_levels, {}
     fractions = changes.pop("hop_fractions", getattr(generation_config, "hop_fractions", None))
-    if fractions is None or len(fractions) != num_levels:
+    if not isinstance(fractions, list | tuple) or len(fractions) != num_levels:
         raise ValueError(f"hop_fractions={fractions}: give one number for each of the {num_levels} levels, from 0 up.")
+    for name in ("eos_token_id", "stop_strings", "max_time"):
+        if changes.get(name, getattr(generation_config, name)) is not None:
+            raise ValueError(f"{name} would end a window early: leave it out, and ask for fewer seconds.")
     for name in LEVEL_SETTINGS:
         if isinstance(changes.get(name), list | tuple) and len(changes[name]) != num_levels:
             raise ValueError(f"{name}={changes[name]}: give one value, or one for each of the {num_levels} levels.")

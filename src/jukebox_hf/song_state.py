@@ -1,5 +1,6 @@
 """What a song's generation leaves on disk, so that a run that was killed goes on to the same bits."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -15,12 +16,15 @@ from accelerate.utils import align_module_device
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "song.safetensors"
-# What each tensor is known by; a hash of every value would read tens of gigabytes.
+# Each tensor is known by so many of its values and by the sum of all: a hash of all would take minutes.
 VALUES_PER_TENSOR = 64
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class SongState:
@@ -75,7 +79,8 @@ class SongState:
             finally:
                 os.close(folder)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise self._failure(path, error) from error
 
     def append_audio(self, level: int, first_song: int, audio: Tensor, sampling_rate: int):
@@ -114,7 +119,7 @@ class SongState:
 
     def _refuse_other(self, saved: dict[str, Any]):
         # As JSON has them: tuples are lists there.
-        settings = json.loads(json.dumps(self.settings))
+        saved, settings = _flat(saved), _flat(json.loads(json.dumps(self.settings)))
         differing = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
         if differing:
             name = differing[0]
@@ -149,21 +154,39 @@ def read_settings(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Gives a checksum of a model's configuration and of some values of each of its tensors."""
+    """Gives a checksum of a model's configuration and weights; it reads all of them, once."""
     digest = hashlib.sha256(repr(module).encode())
+    if isinstance(module, PreTrainedModel):
+        digest.update(json.dumps(_own_settings(module.config.to_dict()), sort_keys=True).encode())
     for name, part in module.named_modules():
         if not part._parameters and not part._buffers:
             continue
         # Weights that are offloaded come back for as long as they are read.
         with align_module_device(part):
             for own, tensor in sorted({**part._parameters, **part._buffers}.items()):
-                if tensor is None:
-                    continue
-                digest.update(f"{name}.{own} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                flat = tensor.detach().reshape(-1)
-                step = max(1, flat.numel() // VALUES_PER_TENSOR)
-                digest.update(flat[::step].float().cpu().numpy().tobytes())
+                if tensor is not None:
+                    digest.update(f"{name}.{own} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                    _add_values(digest, tensor.detach())
     return digest.hexdigest()
+
+
+def _own_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration says of its model, without what every configuration says of where it is from."""
+    common = PreTrainedConfig().to_dict().keys() - {"model_type"}
+    own = {name: value for name, value in config.items() if name not in common and name != "auto_map"}
+    return {name: _own_settings(value) if isinstance(value, dict) else value for name, value in own.items()}
+
+
+def _add_values(digest: Any, tensor: Tensor):
+    if is_traceable_wrapper_subclass(tensor):
+        # Quantized weights are several tensors.
+        for name in tensor.__tensor_flatten__()[0]:
+            _add_values(digest, getattr(tensor, name))
+        return
+    # A sum of bits is exact and so the same in any order; the samples tell where the values are.
+    bits = tensor.reshape(-1).view(BITS[tensor.dtype.itemsize])
+    samples = bits[:: max(1, len(bits) // VALUES_PER_TENSOR)]
+    digest.update(repr([bits.sum(dtype=torch.int64).item(), samples.tolist()]).encode())
 
 
 def checksum(tensors: Iterable[Tensor | None]) -> str:
@@ -199,6 +222,14 @@ def restore_random_states(
 
 def _accelerators(devices: Iterable[torch.device]) -> list[torch.device]:
     return sorted({device for device in devices if device.type != "cpu"}, key=str)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Gives nested settings by names such as `temperature.2`."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _versions() -> dict[str, str]:

@@ -19,8 +19,9 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from ..audio_files import audio_file_length, read_audio_blocks, write_audio
+from ..modeling_jukebox import JukeboxModel
 from ..modeling_jukebox_vqvae import JukeboxVQVAEModel
-from .pictures import require_matplotlib, save_spectrograms
+from ..pictures import require_matplotlib, save_spectrograms
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
 CODES_SUFFIX = ".safetensors"
@@ -158,6 +159,8 @@ def _load(name: str, device: str | None) -> JukeboxVQVAEModel:
         model = AutoModel.from_pretrained(name)
     except SafetensorError as error:
         raise ValueError(f"The weights in {name} cannot be read: {error}. Convert or fetch them again.") from error
+    if isinstance(model, JukeboxModel):
+        model = model.vqvae
     if not isinstance(model, JukeboxVQVAEModel):
         raise ValueError(f"{name} holds a {type(model).__name__}: give a converted VQ-VAE, such as jukebox-5b-vqvae.")
     if device is None:

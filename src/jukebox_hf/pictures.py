@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..audio_files import audio_file_length, read_audio_blocks
+from .audio_files import audio_file_length, read_audio_blocks
 
 COLUMNS = 1200
 N_FFT = 2048
