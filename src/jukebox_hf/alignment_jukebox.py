@@ -70,7 +70,7 @@ def align_lyrics(
             characters[0] = -1
             weights[row, start : start + length] = 0
             weights[row, start : start + length, characters] = seen
-    numbers = (conditions.lyric_ids >= 0).sum(dim=1).tolist()
+    numbers = [len(lyrics) for lyrics in conditions.lyrics()]
     seconds = prior.config.hop_length / prior.config.sampling_rate
     return [LyricAlignment(song[:, :number], seconds) for song, number in zip(weights, numbers)]
 

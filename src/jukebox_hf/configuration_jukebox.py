@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .attention_patterns import PATTERNS, Grid
+from .v4_layout import is_v4_config, is_v4_prior, is_v4_vqvae, translate_v4_config, translate_v4_vqvae
 
 RECONSTRUCTION_LOSSES = ("l1", "l2", "linf", "lmix")
 
@@ -74,6 +75,12 @@ class JukeboxVQVAEConfig(PreTrainedConfig):
     bandwidth_l1: float | int = 1.0
     bandwidth_l2: float | int = 1.0
     bandwidth_spectral: float | int = 1.0
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "JukeboxVQVAEConfig":
+        """As for any configuration; one of transformers 4 is translated."""
+        config_dict = translate_v4_vqvae(config_dict) if is_v4_vqvae(config_dict) else config_dict
+        return super().from_dict(config_dict, **kwargs)
 
     def validate_sizes(self):
         names = ("hidden_size", "num_residual_layers", "dilation_growth_rate", "dilation_cycle", "codebook_size",
@@ -281,6 +288,20 @@ class JukeboxPriorConfig(PreTrainedConfig):
     alignment_head: int | None = None
     conditioner_config: dict | PreTrainedConfig | None = None
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "JukeboxPriorConfig":
+        """As for any configuration.
+
+        Raises:
+            ValueError: one of transformers 4, which does not say what else the model needs to know.
+        """
+        if is_v4_prior(config_dict):
+            raise ValueError(
+                "This is one prior as transformers 4 stored it, which does not know its place among the others: load "
+                "it from a whole repository, as in JukeboxPriorModel.from_pretrained(repository, level=2)."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     def __post_init__(self, **kwargs):
         for name, config_class in self.sub_configs.items():
             if isinstance(getattr(self, name), dict):
@@ -403,6 +424,12 @@ class JukeboxConfig(PreTrainedConfig):
     prior_0: dict | PreTrainedConfig | None = None
     prior_1: dict | PreTrainedConfig | None = None
     prior_2: dict | PreTrainedConfig | None = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "JukeboxConfig":
+        """As for any configuration; that of a repository of transformers 4 is translated."""
+        config_dict = translate_v4_config(config_dict) if is_v4_config(config_dict) else config_dict
+        return super().from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs):
         if self.vqvae_config is None:

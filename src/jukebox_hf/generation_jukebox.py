@@ -130,6 +130,7 @@ class JukeboxGenerationMixin(GenerationMixin):
             callback (*optional*): called after each code and each window; returning True stops the run, which gives up
                 what the current window has drawn.
             return_alignment (`bool`): also align lyrics and music; one more pass over the top level.
+            return_dict_in_generate (`bool`): gives the audio alone; pipelines set it, and split what they get by songs.
 
         Raises:
             ValueError: lengths, prompts, labels or settings that do not fit, all checked before anything is drawn; a
@@ -143,6 +144,8 @@ class JukeboxGenerationMixin(GenerationMixin):
         )
         generation_config = self.generation_config if generation_config is None else generation_config
         repeats = kwargs.pop("num_return_sequences", generation_config.num_return_sequences) or 1
+        if repeats < 1:
+            raise ValueError(f"num_return_sequences={repeats}: give a positive number of songs for each row.")
         lengths = {name: kwargs.pop(name, None) for name in ("max_length", "max_new_tokens")}
         is_whole = levels[-1] + 1 == config.vqvae_config.num_levels
         if is_whole and seconds is None and all(length is None for length in lengths.values()):
@@ -150,10 +153,8 @@ class JukeboxGenerationMixin(GenerationMixin):
             lengths[name] = getattr(generation_config, name)
         if getattr(generation_config, "hop_fractions", None) is None:
             kwargs.setdefault("hop_fractions", getattr(self.generation_config, "hop_fractions", None))
-        # Of the pipeline; codes are never padded, and the result has one form.
-        kwargs = {
-            name: value for name, value in kwargs.items() if name not in ("pad_token_id", "return_dict_in_generate")
-        }
+        kwargs.pop("pad_token_id", None)  # the pipeline's; codes are never padded
+        is_for_pipeline = kwargs.pop("return_dict_in_generate", False)
         settings = level_settings(config, levels, generation_config, kwargs)
 
         prompts = collect_prompts(self.vqvae, levels, audio_codes, input_values, padding_mask)
@@ -183,8 +184,11 @@ class JukeboxGenerationMixin(GenerationMixin):
             plan_batches(self.priors, levels, num_songs, batch_size, saved, device),
         )  # fmt: skip
         if state_dir is not None:
-            run.keep_state(state_dir)
+            # Audio as it is given: on another day its codes may differ by a tie.
+            run.keep_state(state_dir, checksum(codes.values() if input_values is None else [input_values]))
         audio_level, audio = run.draw()
+        if is_for_pipeline:
+            return JukeboxGenerationOutput(audio=audio)
         alignment = None
         if return_alignment and run.is_complete:
             top = levels[-1]
@@ -223,14 +227,19 @@ class _Run:
     def is_complete(self) -> bool:
         return not any((codes == MISSING).any() for codes in self.codes.values())
 
-    def keep_state(self, folder: str | os.PathLike):
-        """Saves the state to a folder from now on, and goes on from one that is there."""
+    def keep_state(self, folder: str | os.PathLike, prompt: str):
+        """Saves the state to a folder from now on, and goes on from one that is there.
+
+        Args:
+            prompt: a checksum of what the songs start with.
+        """
         conditions, priors = self.conditions, self.model.priors
         settings = {
             "weights": {str(level): fingerprint(priors[level]) for level in self.plans}
             | {"vqvae": fingerprint(self.model.vqvae)},
             "devices": [device.type for device in self._devices()],
             "dtypes": {str(level): str(priors[level].dtype) for level in self.plans},
+            "attention": {str(level): priors[level].config._attn_implementation for level in self.plans},
             "num_songs": len(conditions.offset),
             "codes": {str(level): codes.shape[1] for level, codes in self.codes.items()},
             "windows": {str(level): plan.windows for level, plan in self.plans.items()},
@@ -243,8 +252,8 @@ class _Run:
             "offset": conditions.offset.tolist(),
             "labels": checksum([conditions.artist_ids, conditions.genre_ids]),
             "lyrics": checksum([conditions.lyric_ids]),
-            "prompt": checksum(self.codes.values()),
-            "generators": "PyTorch's" if self.generator is None else len(self._generators()),
+            "prompt": prompt,
+            "seeds": "PyTorch's" if self.generator is None else [one.initial_seed() for one in self._generators()],
         }
         self.state = SongState(folder, settings)
         if self.state.codes:

@@ -7,15 +7,17 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from .configuration_jukebox import JukeboxConfig
 from .generation_jukebox import JukeboxGenerationMixin
-from .modeling_jukebox_prior import JukeboxPriorModel
+from .modeling_jukebox_prior import SAMPLING, JukeboxPriorModel
 from .modeling_jukebox_vqvae import JukeboxVQVAEModel
+from .v4_layout import read_v4_config, v4_hop_fractions
+from .v4_weights import V4LoadingMixin
 
 # The original's: how far apart windows start, as a share of the context.
 TOP_HOP_FRACTION = 0.125
 UPSAMPLER_HOP_FRACTION = 0.5
 
 
-class JukeboxModel(JukeboxGenerationMixin, PreTrainedModel):
+class JukeboxModel(V4LoadingMixin, JukeboxGenerationMixin, PreTrainedModel):
     """A VQ-VAE and the priors of its levels, which draw songs level by level from the top down.
 
     `vqvae` and `prior_0` to `prior_2` are whole models of their own. Their classes load them alone from a repository of
@@ -42,6 +44,20 @@ class JukeboxModel(JukeboxGenerationMixin, PreTrainedModel):
         # What a part alone does not expect.
         self._keys_to_ignore_on_load_unexpected = set()
         self.generation_config = default_generation_config(config)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As for any model; one of transformers 4, which stored no settings of sampling, gets the original's."""
+        v4_config = read_v4_config(pretrained_model_name_or_path, **kwargs)
+        if v4_config is not None and kwargs.get("generation_config") is None:
+            kwargs["generation_config"] = default_generation_config(JukeboxConfig.from_dict(v4_config))
+            kwargs["generation_config"].hop_fractions = v4_hop_fractions(v4_config)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the priors' matrices; the VQ-VAE stays in fp32."""
+        return next((prior.dtype for prior in self.priors.values()), self.vqvae.dtype)
 
     @property
     def priors(self) -> dict[int, JukeboxPriorModel]:
@@ -77,7 +93,7 @@ def default_generation_config(config: JukeboxConfig) -> GenerationConfig:
     top = config.vqvae_config.num_levels - 1
     hop_fractions = [UPSAMPLER_HOP_FRACTION] * top + [TOP_HOP_FRACTION]
     length = {"max_length": config.priors[top].context_length} if top in config.priors else {}
-    return GenerationConfig(do_sample=True, temperature=0.99, top_k=0, hop_fractions=hop_fractions, **length)
+    return GenerationConfig(**SAMPLING, hop_fractions=hop_fractions, **length)
 
 
 __all__ = ["JukeboxModel"]

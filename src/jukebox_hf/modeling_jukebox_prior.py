@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -23,9 +23,11 @@ from .convolution_jukebox import JukeboxConv1d, JukeboxConvTranspose1d
 from .prior_generation import JukeboxPriorGenerationMixin
 from .prior_inputs import check_codes, check_labels, check_lyrics, check_upper_codes
 from .transformer_jukebox import JukeboxLinear, JukeboxTransformerLayer, with_init_std
+from .v4_layout import HUB_ARGUMENTS, read_v4_config
+from .v4_weights import V4LoadingMixin
 
-# Those of `from_pretrained` that say where a repository is.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+# As the original samples.
+SAMPLING = {"do_sample": True, "temperature": 0.99, "top_k": 0}
 
 
 @dataclass
@@ -74,7 +76,7 @@ class JukeboxPriorOutput(ModelOutput):
     lyric_attentions: dict[int, torch.FloatTensor] | None = None
 
 
-class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
+class JukeboxPriorModel(V4LoadingMixin, JukeboxPriorGenerationMixin, PreTrainedModel):
     """A prior of Jukebox: the distribution of each code of a window, given those before it and facts about the song.
 
     A top prior is conditioned on artist, genre, timing and, if it was trained so, lyrics; an upsampler on artist, genre
@@ -100,7 +102,7 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
         "attention_layer_norm", "mlp_layer_norm", "state_proj", "lyrics_encoder.layer_norm", "lm_head",
     ]  # fmt: skip
     # `num_hidden_layers` may be smaller than what the checkpoint has, and the checkpoint that of a whole JukeboxModel.
-    _keys_to_ignore_on_load_unexpected = [r"^layers\.\d+\.", r"^(vqvae|prior_\d)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^layers\.\d+\.", r"^(vqvae|prior_\d|priors\.\d)\."]
 
     def __init__(self, config: JukeboxPriorConfig):
         super().__init__(config)
@@ -134,17 +136,27 @@ class JukeboxPriorModel(JukeboxPriorGenerationMixin, PreTrainedModel):
         Raises:
             ValueError: a level without a prior, or a level asked of a repository that holds one prior.
         """
-        if not isinstance(kwargs.get("config"), JukeboxPriorConfig):
+        given = kwargs.get("config")
+        if pretrained_model_name_or_path is not None:
             hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
             if isinstance(config, JukeboxConfig):
+                if isinstance(given, JukeboxPriorConfig):
+                    level = given.level if level is None else level
                 level = max(config.priors, default=None) if level is None else level
                 if level not in config.priors:
                     raise ValueError(f"level={level}: {pretrained_model_name_or_path} has {sorted(config.priors)}.")
-                config, kwargs = JukeboxPriorConfig.from_dict(
-                    config.priors[level].to_dict(), return_unused_kwargs=True, **kwargs
-                )
-                kwargs["config"], kwargs["key_mapping"] = config, {rf"^prior_{level}\.": ""}
+                if not isinstance(given, JukeboxPriorConfig):
+                    kwargs.pop("config", None)
+                    given, kwargs = JukeboxPriorConfig.from_dict(
+                        config.priors[level].to_dict(), return_unused_kwargs=True, **kwargs
+                    )
+                elif given.level != level:
+                    raise ValueError(f"level={level} with the configuration of level {given.level}: give one of them.")
+                kwargs["config"], kwargs["key_mapping"] = given, {rf"^prior_{level}\.": ""}
+                if read_v4_config(pretrained_model_name_or_path, **hub) is not None:
+                    # transformers 4 stored none.
+                    kwargs.setdefault("generation_config", GenerationConfig(**SAMPLING))
             elif level is not None:
                 raise ValueError(f"level={level}: {pretrained_model_name_or_path} holds one prior; leave level out.")
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)

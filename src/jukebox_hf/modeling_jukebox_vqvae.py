@@ -23,6 +23,7 @@ from .convolution_jukebox import (
     run_shrinking,
 )
 from .losses_jukebox import multispectral_loss, reconstruction_loss, spectral_convergence, spectral_loss
+from .v4_weights import V4LoadingMixin
 
 # Values of the largest activation, and samples of audio that enter the network at a time for each of them. On a CPU an
 # activation of 4 MiB stays in the cache; an accelerator wants more work at once.
@@ -137,7 +138,7 @@ class JukeboxDecoder(nn.Module):
         return run_growing([*layers, self.out_conv], hidden_states, stream)
 
 
-class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
+class JukeboxVQVAEModel(V4LoadingMixin, PreTrainedAudioTokenizerBase):
     """Jukebox's VQ-VAE: audio to discrete codes at several rates, and each level's codes back to audio.
 
     Levels are counted from 0, the finest. Audio is mono, `(batch, 1, samples)`; codes are `(batch, frames)`.
@@ -151,7 +152,7 @@ class JukeboxVQVAEModel(PreTrainedAudioTokenizerBase):
     _no_split_modules = ["JukeboxEncoder", "JukeboxDecoder", "JukeboxCodebook"]
     _keep_in_fp32_modules_strict = ["codebooks"]
     # The checkpoint may be that of a whole JukeboxModel.
-    _keys_to_ignore_on_load_unexpected = [r"^prior_\d\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(prior_|priors\.)\d\."]
 
     def __init__(self, config: JukeboxVQVAEConfig):
         super().__init__(config)

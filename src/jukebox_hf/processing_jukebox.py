@@ -6,12 +6,14 @@ from numbers import Number
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import BatchFeature, ProcessorMixin
-from transformers.utils import TensorType
+from transformers import AutoConfig, BatchFeature, ProcessorMixin
+from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, TensorType, cached_file
 
+from .configuration_jukebox import JukeboxConfig
 from .feature_extraction_jukebox import JukeboxFeatureExtractor
 from .lyric_windows import lyric_window_indices, take_lyric_windows
 from .tokenization_jukebox import JukeboxTokenizer
+from .v4_layout import HUB_ARGUMENTS
 
 if TYPE_CHECKING:
     from .feature_extraction_jukebox import Clip
@@ -36,6 +38,22 @@ class JukeboxProcessor(ProcessorMixin):
     ):
         super().__init__(feature_extractor, tokenizer)
         self.sample_length = sample_length
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As for any processor; where a tokenizer alone was stored, as by pipelines, the model says the rest."""
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        own, model = (
+            cached_file(pretrained_model_name_or_path, name, _raise_exceptions_for_missing_entries=False, **hub)
+            for name in (PROCESSOR_NAME, CONFIG_NAME)
+        )
+        config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub) if model and not own else None
+        if not isinstance(config, JukeboxConfig):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        vqvae = config.vqvae_config
+        extractor = JukeboxFeatureExtractor(sampling_rate=vqvae.sampling_rate, hop_length=vqvae.hop_length)
+        tokenizer = JukeboxTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
+        return cls(extractor, tokenizer, sample_length=None)
 
     @classmethod
     def from_parts(cls, processors: Sequence["JukeboxProcessor"]) -> "JukeboxProcessor":

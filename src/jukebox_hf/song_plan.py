@@ -54,21 +54,26 @@ class SongConditions:
             inputs |= {"total_length": self.total_length[rows], "offset": offset}
         if prior.num_lyric_tokens and self.lyric_ids is not None:
             indices = self.lyric_indices(prior, start, rows)
-            inputs["lyric_ids"] = take_lyric_windows(self._lyrics(rows), indices)
+            inputs["lyric_ids"] = take_lyric_windows(self.lyrics(rows), indices)
         return inputs
 
     def lyric_indices(self, prior: JukeboxPriorConfig, start: int, rows: slice = slice(None)) -> Tensor:
         """Tells which characters of the lyrics a window shows, `(songs, num_lyric_tokens)`, -1 for padding."""
         return lyric_window_indices(
-            torch.tensor([len(lyrics) for lyrics in self._lyrics(rows)]),
+            torch.tensor([len(lyrics) for lyrics in self.lyrics(rows)]),
             self.total_length[rows],
             self.offset[rows] + start * prior.hop_length,
             prior.sample_length,
             prior.num_lyric_tokens,
         )
 
-    def _lyrics(self, rows: slice) -> list[Tensor]:
-        return [ids[ids >= 0] for ids in self.lyric_ids[rows]]
+    def lyrics(self, rows: slice = slice(None)) -> list[Tensor]:
+        """Gives each song's lyrics without padding: -1, or the 0 of a pipeline that joins songs to a batch."""
+        songs = []
+        for ids in self.lyric_ids[rows]:
+            characters = (ids > 0).nonzero()[:, 0]
+            songs.append(ids[characters[0] : characters[-1] + 1] if len(characters) else ids[:0])
+        return songs
 
 
 @dataclass(frozen=True)
@@ -200,6 +205,13 @@ def plan_lengths(
         if total < 1 or (max_new_tokens is not None and max_new_tokens < 1):
             raise ValueError(f"{given}: give a positive length, {hops[top] / rate:.3g} s or more.")
         samples = total * hops[top]
+    for level in range(levels[0], top + 1):
+        prior = config.priors[level]
+        if prior.num_time_bins and samples > prior.max_duration * rate:
+            raise ValueError(
+                f"A song of {samples / rate:.2f} s is longer than the {prior.max_duration:g} s that the prior of level "
+                f"{level} was trained for: ask for less."
+            )
     samples = _fill_contexts(config, levels, samples, extend_short, levels[-1] > top)
     return {level: samples // hops[level] for level in levels}
 
@@ -265,6 +277,9 @@ def plan_conditions(
             continue
         if name in ("artist_ids", "genre_ids") and len(config.priors) == 1 and value.ndim == shapes[name] - 1:
             value = value.unsqueeze(1)
+        if name in ("artist_ids", "genre_ids") and value.shape[1:2] == (config.vqvae_config.num_levels,):
+            # Of all levels, for a model that has a prior for some.
+            value = value[:, list(config.priors)]
         columns = len(config.priors) if name in ("artist_ids", "genre_ids") else None
         if value.ndim != shapes[name] or (columns and value.shape[1] != columns):
             raise ValueError(
@@ -374,9 +389,25 @@ def level_settings(
         if not own_changes.get("do_sample", own.do_sample):
             # They are not used, and transformers warns of anything but its own defaults.
             own_changes |= {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+        # On a GPU transformers would compile each prior by itself, and not see where the whole model's parts are.
+        own_changes.setdefault("disable_compile", True)
         if unused := own.update(**own_changes):
             raise ValueError(f"generate() does not know {', '.join(unused)}: check the spelling.")
+        _check_sampling(own)
         own.update(return_dict_in_generate=False, num_return_sequences=1, max_length=None, max_new_tokens=None)
         own.hop_fraction = fractions[level]
         settings[level] = own
     return settings
+
+
+def _check_sampling(settings: GenerationConfig):
+    """Refuses what transformers would refuse only in the middle of a song, or not at all."""
+    limits = {
+        "temperature": (lambda value: value > 0, "a number above 0; do_sample=False takes the likeliest codes"),
+        "top_k": (lambda value: value >= 0, "a number of codes, or 0 for all"),
+        "top_p": (lambda value: 0 < value <= 1, "a probability above 0, or 1 for all codes"),
+    }
+    for name, (is_fine, way) in limits.items():
+        value = getattr(settings, name)
+        if value is not None and not is_fine(value):
+            raise ValueError(f"{name}={value}: give {way}.")

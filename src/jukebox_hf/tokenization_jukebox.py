@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizer
 from transformers.utils import logging
 
 from .transliteration import transliterate
+from .v4_layout import split_v4_vocabulary, translate_v4_tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -117,6 +118,11 @@ class JukeboxTokenizer(PreTrainedTokenizer):
             # One id is both, and lyrics may well hold the characters of its name.
             **kwargs | {"pad_token": unk_token, "split_special_tokens": True},
         )
+
+    @classmethod
+    def convert_to_native_format(cls, **kwargs) -> dict:
+        """Gives the arguments of the constructor for what a repository holds; transformers 4 had others."""
+        return translate_v4_tokenizer(kwargs)
 
     @classmethod
     def from_labels(
@@ -245,7 +251,7 @@ class JukeboxTokenizer(PreTrainedTokenizer):
         if source is None:
             raise ValueError(f"There is no {kind}.json: a Jukebox tokenizer has one in its folder or repository.")
         if not isinstance(source, Mapping):
-            source = json.loads(Path(source).read_text(encoding="utf-8"))
+            source = split_v4_vocabulary(kind, json.loads(Path(source).read_text(encoding="utf-8")))
         missing = [version for version in self.versions if version not in source]
         if missing:
             raise ValueError(

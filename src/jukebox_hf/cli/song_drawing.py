@@ -20,6 +20,7 @@ from ..configuration_jukebox import JukeboxConfig
 from ..conversion.convert import DTYPES
 from ..modeling_jukebox import JukeboxModel
 from ..pictures import require_matplotlib, save_spectrograms
+from ..processing_jukebox import JukeboxProcessor
 from ..song_page import save_alignment_picture, sung_characters, write_song_page
 from .song_folder import Song, kept_song, read_song, read_source, resume_command, same_song, write_codes
 from .song_progress import SongProgress
@@ -77,14 +78,19 @@ def _draw(song: Song, folder: Path, console: Console):
     codes = dict(enumerate(beginning["audio_codes"])) if song.is_upsampling else {}
     codes |= {level: values for level, values in enumerate(output.audio_codes) if values is not None}
     codes = {level: values for level, values in sorted(codes.items()) if values is not None}
-    alignments = [None] * song.count
-    if lyrics and (song.picture or song.page) and _can_align(model, codes):
+    songs = [{level: values[number : number + 1] for level, values in codes.items()} for number in range(song.count)]
+    files = [
+        _write_results(song, folder, number, output.audio[number, 0], own_codes, model.config)
+        for number, own_codes in enumerate(songs)
+    ]
+    # Only now, lest a failure cost the results; and one song at a time, as weights of long ones are large.
+    can_align = lyrics and (song.picture or song.page) and _can_align(model, codes)
+    if can_align:
         console.print("Looking for when the lyrics are sung")
-        alignments = _align(model, conditions, codes, placement)
-    for number, alignment in enumerate(alignments):
-        own_codes = {level: values[number : number + 1] for level, values in codes.items()}
-        files = _write_song(song, folder, number, output.audio[number, 0], own_codes, model.config, lyrics, alignment)
-        Console(soft_wrap=True, highlight=False).print(escape("  ".join(map(str, files))))
+    for number, own_codes in enumerate(songs):
+        alignment = _align(model, conditions, own_codes, placement) if can_align else None
+        shown = _write_pages(song, folder, number, files[number], model.config.sampling_rate, lyrics, alignment)
+        Console(soft_wrap=True, highlight=False).print(escape("  ".join(map(str, [*files[number], *shown]))))
 
 
 def _load(song: Song) -> tuple[JukeboxModel, torch.device]:
@@ -103,6 +109,10 @@ def _load(song: Song) -> tuple[JukeboxModel, torch.device]:
     try:
         device = torch.empty(0, device=device).device
         return (model if song.low_memory else model.to(device)), device
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"The model does not fit on {device}: try --low-memory, or --dtype float16. ({error})"
+        ) from error
     # PyTorch asserts that a build has CUDA.
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device} cannot be used: {error}") from error
@@ -121,7 +131,12 @@ def _conditions(model: JukeboxModel, song: Song) -> tuple[dict[str, Any], str]:
         raise ValueError(f"--lyrics: {song.model} reads no lyrics; leave them out, or take a model that does.")
     if not has_labels and not reads_lyrics:
         return {}, ""
-    processor = AutoProcessor.from_pretrained(song.model)
+    processor = _processor(song)
+    if processor is None:
+        rate = model.config.sampling_rate
+        times = {"total_length": song.total_seconds, "offset": song.offset_seconds}
+        inputs = {name: torch.tensor([round(seconds * rate)]) for name, seconds in times.items() if seconds is not None}
+        return inputs | ({"lyric_ids": torch.tensor([[-1]])} if reads_lyrics else {}), ""
     inputs = processor(
         song.lyrics if reads_lyrics else None,
         artist=song.artist,
@@ -131,6 +146,19 @@ def _conditions(model: JukeboxModel, song: Song) -> tuple[dict[str, Any], str]:
     )
     ids = inputs["lyric_ids"][0] if reads_lyrics else torch.zeros(0, dtype=torch.long)
     return dict(inputs), processor.tokenizer.decode(ids[ids >= 0])
+
+
+def _processor(song: Song) -> JukeboxProcessor | None:
+    """Gives the model's processor, or None for a repository without names, whose songs are of unknown artists."""
+    try:
+        return AutoProcessor.from_pretrained(song.model)
+    except (ValueError, OSError) as error:
+        if song.artist or song.genre or song.lyrics:
+            raise ValueError(
+                f"{song.model} has no names of artists and genres ({error}): convert it with --vocabulary, or leave "
+                "--artist, --genre and --lyrics out."
+            ) from error
+        return None
 
 
 def _beginning(model: JukeboxModel, song: Song) -> dict[str, Any]:
@@ -178,37 +206,45 @@ def _settings(song: Song) -> dict[str, Any]:
 def _can_align(model: JukeboxModel, codes: dict[int, torch.Tensor]) -> bool:
     top = model.config.vqvae_config.num_levels - 1
     prior = model.config.priors.get(top)
-    layer = prior.alignment_layer if prior is not None and top in codes else None
-    return layer is not None and layer < prior.num_hidden_layers
+    if prior is None or top not in codes or prior.alignment_head is None or prior.alignment_layer is None:
+        return False
+    reads = prior.layer_patterns[prior.alignment_layer : prior.alignment_layer + 1] in tuple("xPD")
+    return reads and prior.alignment_head < prior.num_attention_heads
 
 
 def _align(
     model: JukeboxModel, conditions: dict[str, Any], codes: dict[int, torch.Tensor], placement: dict[str, Any]
-) -> list[LyricAlignment]:
-    """Aligns lyrics and songs by the top prior, also where this run drew lower levels only."""
+) -> LyricAlignment:
+    """Aligns lyrics and song by the top prior, also where this run drew lower levels only."""
     top = max(codes)
     audio_codes = [None] * top + [codes[top]]
     settings = {"levels": [top], "max_length": codes[top].shape[1], "return_alignment": True}
-    return model.generate(**conditions, **placement, **settings, audio_codes=audio_codes).alignment
+    return model.generate(**conditions, **placement, **settings, audio_codes=audio_codes).alignment[0]
 
 
-def _write_song(
-    song: Song,
-    folder: Path,
-    number: int,
-    audio: torch.Tensor,
-    codes: dict[int, torch.Tensor],
-    config: JukeboxConfig,
-    lyrics: str,
-    alignment: LyricAlignment | None,
+def _write_results(
+    song: Song, folder: Path, number: int, audio: torch.Tensor, codes: dict[int, torch.Tensor], config: JukeboxConfig
 ) -> list[Path]:
-    """Writes what was asked for of one song and gives its files."""
+    """Writes the audio and the codes of one song and gives their files."""
     rate = config.sampling_rate
     track, tokens = (folder / f"song-{number}.{suffix}" for suffix in (song.format, "safetensors"))
     write_audio(track, [audio.float().cpu().numpy()], rate)
     metadata = {"sampling_rate": str(rate), "samples": str(len(audio)), "model": song.model}
     write_codes(tokens, codes, metadata, torch.int16 if config.vqvae_config.codebook_size <= 2**15 else torch.int32)
-    sung = alignment and (alignment.weights.numpy(), alignment.seconds_per_code, lyrics)
+    return [track, tokens]
+
+
+def _write_pages(
+    song: Song,
+    folder: Path,
+    number: int,
+    results: list[Path],
+    rate: int,
+    lyrics: str,
+    alignment: LyricAlignment | None,
+) -> list[Path]:
+    """Writes the pictures and the page that were asked for of one song and gives their files."""
+    track, sung = results[0], alignment and (alignment.weights.numpy(), alignment.seconds_per_code, lyrics)
     pictures = {}
     if song.picture:
         pictures["Spectrogram"] = folder / f"song-{number}.png"
@@ -216,13 +252,12 @@ def _write_song(
         if sung:
             pictures["When the lyrics are sung"] = folder / f"song-{number}-lyrics.png"
             save_alignment_picture(pictures["When the lyrics are sung"], *sung)
-    files = [track, tokens, *pictures.values()]
-    if song.page:
-        # A folder's whole path is nobody else's concern.
-        model = Path(song.model).name if Path(song.model).is_dir() else song.model
-        facts = {"Artist": song.artist, "Genre": song.genre, "Seed": str(song.seed + number), "Model": model}
-        highlights = sung and sung_characters(*sung)
-        files.append(folder / f"song-{number}.html")
-        facts = {name: value for name, value in facts.items() if value}
-        write_song_page(files[-1], track, f"Song {number}", facts, lyrics, highlights, pictures, [track, tokens])
-    return files
+    if not song.page:
+        return [*pictures.values()]
+    # A folder's whole path is nobody else's concern.
+    model = Path(song.model).name if Path(song.model).is_dir() else song.model
+    facts = {"Artist": song.artist, "Genre": song.genre, "Seed": str(song.seed + number), "Model": model}
+    facts = {name: value for name, value in facts.items() if value}
+    page = folder / f"song-{number}.html"
+    write_song_page(page, track, f"Song {number}", facts, lyrics, sung and sung_characters(*sung), pictures, results)
+    return [*pictures.values(), page]

@@ -139,7 +139,8 @@ def read_source(path: Path) -> tuple[dict[int, torch.Tensor], dict[str, Any]]:
     files = [path]
     if path.is_dir():
         files = list(takewhile(Path.exists, (path / f"song-{number}.safetensors" for number in count())))
-        if not files:
+        song = read_song(path)
+        if not files or (song is not None and len(files) < song.count):
             raise ValueError(
                 f"{path} holds no finished song: finish it with `{resume_command(path)}`, or give a file of codes."
             )

@@ -1,5 +1,6 @@
-"""Converts a checkpoint of the original to a repository folder."""
+"""Converts checkpoints of the original, and repositories of transformers 4, to repository folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
@@ -7,14 +8,17 @@ import torch
 from huggingface_hub import constants, create_repo, upload_folder
 from huggingface_hub.utils import validate_repo_id
 
-from ..configuration_jukebox import JukeboxPriorConfig
+from ..configuration_jukebox import JukeboxConfig, JukeboxPriorConfig
+from ..v4_layout import read_v4_config
 from .checkpoints import Checkpoint, read_checkpoint
 from .download import download, file_sha256
-from .model_card import fill_card
-from .official import OFFICIAL_CHECKPOINTS, OfficialCheckpoint
+from .model_card import Source, fill_card
+from .official import OFFICIAL_CHECKPOINTS, OFFICIAL_MODELS, OfficialCheckpoint
 from .prior import is_prior, prior_repository
 from .repository import Repository, check_output_dir, write_repository
+from .v4 import OFFICIAL_REPOSITORIES, fetch_repository, v4_repository
 from .vqvae import vqvae_repository
+from .whole import join_processors, join_weights, whole_repository
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -26,17 +30,19 @@ def convert_checkpoint(
     dtype: str | None = None,
     vocabulary: str | Path | None = None,
 ) -> Path:
-    """Converts a checkpoint of the original to a repository folder that `from_pretrained` loads.
+    """Converts checkpoints of the original, or a model that transformers 4 stored, to a repository folder.
 
-    Takes little more memory than its largest tensor.
+    `from_pretrained` loads it. Takes little more memory than the largest tensor.
 
     Args:
-        source: the name of an official checkpoint (a key of `OFFICIAL_CHECKPOINTS`), which is downloaded, or the path
-            of a `.pth.tar` file: an official one, known by its checksum, or one whose own `hps` describe it.
+        source: the name of an official model or of one of its checkpoints (keys of `OFFICIAL_MODELS` and
+            `OFFICIAL_CHECKPOINTS`), which are downloaded; the path of a `.pth.tar` file: an official one, known by its
+            checksum, or one whose own `hps` describe it; or a repository of transformers 4, a folder or a name on the
+            Hub such as `"openai/jukebox-1b-lyrics"`.
         output_dir: the folder to write; it appears only when it is whole.
         push_to_hub: also upload it to this repository on the Hub, created if need be, such as `"org/name"`.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"` for the matrices of a prior's layers, by default the type that
-            the checkpoint stores them in. All else stays in float32.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"` for the matrices of priors' layers, by default the type that
+            they are stored in. All else is written in float32.
         vocabulary: for a prior with labels, the folder of the original's lists `v2_artist_ids.txt` and
             `v2_genre_ids.txt`, or those of v3. The lists of official priors are downloaded by default; any other prior
             gets no tokenizer without its own.
@@ -48,31 +54,56 @@ def convert_checkpoint(
         ValueError: an unknown source, a file that cannot be converted, or an output folder that is not empty.
         OSError: the download or the upload failed.
     """
-    output_dir = Path(output_dir)
+    source, output_dir = str(source), Path(output_dir)
     check_output_dir(output_dir)
     if push_to_hub is not None:
         validate_repo_id(push_to_hub)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}.")
-    official = OFFICIAL_CHECKPOINTS.get(str(source))
-    path = _download(str(source), official) if official else _local_file(Path(source))
-    sha256 = file_sha256(path)
-    if official is None:
-        official = next((known for known in OFFICIAL_CHECKPOINTS.values() if known.sha256 == sha256), None)
-
-    repository = _repository(read_checkpoint(path), official, dtype, vocabulary)
+    if source in OFFICIAL_MODELS:
+        repository, sources, is_official = _official_model(OFFICIAL_MODELS[source], dtype, vocabulary)
+    elif source in OFFICIAL_CHECKPOINTS or Path(source).is_file():
+        repository, sources, is_official = _checkpoint(source, dtype, vocabulary)
+    else:
+        if vocabulary is not None:
+            raise ValueError(f"vocabulary={str(vocabulary)!r}: a repository has names of its own; leave it out.")
+        repository = v4_repository(_v4_folder(source), DTYPES.get(dtype))
+        name = Path(source).resolve().name if Path(source).is_dir() else source
+        sources, is_official = [Source(name)], name in OFFICIAL_REPOSITORIES
     card = fill_card(
         repository.card,
         repository.facts,
         repository=push_to_hub or output_dir.name,
-        source=official.url if official else path.name,
-        sha256=sha256,
-        is_official=official is not None,
+        sources=sources,
+        is_official=is_official,
     )
     write_repository(output_dir, repository, card)
     if push_to_hub is not None:
         _upload(output_dir, push_to_hub)
     return output_dir
+
+
+def _official_model(
+    parts: Sequence[str], dtype: str | None, vocabulary: str | Path | None
+) -> tuple[Repository, list[Source], bool]:
+    vqvae, *priors = parts
+    converted = [_checkpoint(vqvae, None, None), *(_checkpoint(prior, dtype, vocabulary) for prior in priors)]
+    repositories, sources, _ = zip(*converted)
+    config = JukeboxConfig.from_parts(repositories[0].model.config, [part.model.config for part in repositories[1:]])
+    names = ["vqvae", *(f"prior_{part.model.config.level}" for part in repositories[1:])]
+    weights = join_weights({name: part.weights for name, part in zip(names, repositories)})
+    processor = join_processors(config, [part.preprocessor for part in repositories[1:]])
+    return whole_repository(config, weights, processor), [source for part in sources for source in part], True
+
+
+def _checkpoint(source: str, dtype: str | None, vocabulary: str | Path | None) -> tuple[Repository, list[Source], bool]:
+    official = OFFICIAL_CHECKPOINTS.get(source)
+    path = _download(source, official) if official else Path(source)
+    sha256 = file_sha256(path)
+    if official is None:
+        official = next((known for known in OFFICIAL_CHECKPOINTS.values() if known.sha256 == sha256), None)
+    repository = _repository(read_checkpoint(path), official, dtype, vocabulary)
+    return repository, [Source(official.url if official else path.name, sha256)], official is not None
 
 
 def _repository(
@@ -107,10 +138,13 @@ def _download(name: str, official: OfficialCheckpoint) -> Path:
     return download(official.url, path, official.size, official.sha256)
 
 
-def _local_file(path: Path) -> Path:
-    if not path.is_file():
+def _v4_folder(source: str) -> Path:
+    is_folder = Path(source).is_dir()
+    is_repository = source.count("/") == 1 and not source.endswith((".tar", ".pth"))
+    if not (is_folder or is_repository) or read_v4_config(source) is None:
         raise ValueError(
-            f"{str(path)!r} is neither a file nor an official checkpoint: give the path of a .pth.tar file or one of "
-            f"{', '.join(OFFICIAL_CHECKPOINTS)}."
+            f"{source!r} is neither a file nor an official checkpoint, and no repository of transformers 4: give the "
+            "path of a .pth.tar file, a repository in the layout of openai/jukebox-1b-lyrics (ours needs no "
+            f"conversion), or one of {', '.join((*OFFICIAL_MODELS, *OFFICIAL_CHECKPOINTS))}."
         )
-    return path
+    return Path(source) if is_folder else fetch_repository(source)

@@ -9,6 +9,7 @@ import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_jukebox import JukeboxPriorConfig, JukeboxVQVAEConfig
+from ..v4_layout import ATTENTION_PATTERNS
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,6 @@ VQVAE_SWITCHES = ("use_bottleneck", "vqvae_reverse_decoder_dilation")
 BANDWIDTH_FIELDS = {"l1": "bandwidth_l1", "l2": "bandwidth_l2", "spec": "bandwidth_spectral"}
 
 
-def _with_every_16th(letters: str) -> str:
-    """Row, column and previous in turn, but in each 16th layer the letter of `letters` for the one that it replaces."""
-    return "".join((letters if layer % 16 == 15 else "rcp")[layer % 3] for layer in range(48))
-
-
 # The original's numbers of attention patterns (`attn_order`); 3, 4 and 5 have patterns that no known model uses.
 ATTENTION_ORDERS = {
     0: "D",
@@ -58,9 +54,9 @@ ATTENTION_ORDERS = {
     7: 5 * "rcp" + "x",
     8: "rcprcprcpx",
     9: "rcpD",
-    10: "rcprcprcp" + 7 * "rcprcprcpx",
-    11: _with_every_16th("xxD"),
-    12: _with_every_16th("PPD"),
+    10: ATTENTION_PATTERNS["large_separated_enc_dec_w_lyrics"],
+    11: ATTENTION_PATTERNS["enc_dec_with_lyrics"].replace("P", "x"),
+    12: ATTENTION_PATTERNS["enc_dec_with_lyrics"],
 }
 # Names in `hps` and in JukeboxPriorConfig.
 PRIOR_FIELDS = {

@@ -1,18 +1,21 @@
 """Fills the model cards in `model_cards/`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from string import Template
+from typing import NamedTuple
 
 import torch
 
 from .. import __version__
 from ..configuration_jukebox import JukeboxPriorConfig
+from ..modeling_jukebox import JukeboxModel
 from ..modeling_jukebox_prior import JukeboxPriorModel
 from ..modeling_jukebox_vqvae import JukeboxVQVAEModel
 
 OPENAI_LICENSE = "https://github.com/openai/jukebox/blob/master/LICENSE"
-LICENSE_METADATA = f"license_name: openai-jukebox-noncommercial\nlicense_link: {OPENAI_LICENSE}\n"
+LICENSE_NAME = "openai-jukebox-noncommercial"
+LICENSE_METADATA = f"license_name: {LICENSE_NAME}\nlicense_link: {OPENAI_LICENSE}\n"
 OFFICIAL_WEIGHTS = (
     "The weights, and the names of artists and genres where there are any, are OpenAI's, under its [Noncommercial Use "
     f"License]({OPENAI_LICENSE})."
@@ -23,27 +26,33 @@ OTHER_WEIGHTS = (
 )
 
 
+class Source(NamedTuple):
+    """What a repository was made of: the URL or name of a file, and its checksum; or the name of a repository."""
+
+    name: str
+    sha256: str | None = None
+
+
 def fill_card(
-    template: str, facts: Mapping[str, str], repository: str, source: str, sha256: str, is_official: bool
+    template: str, facts: Mapping[str, str], repository: str, sources: Sequence[Source], is_official: bool
 ) -> str:
     """Writes the card of a converted checkpoint.
 
     Args:
         template: a file in `model_cards/`.
-        facts: what `vqvae_facts` or `prior_facts` gives; it may refer to `$repository`.
+        facts: what `vqvae_facts`, `prior_facts` or `whole_facts` gives; it may refer to `$repository`.
         repository: what its users give to `from_pretrained`.
-        source: the URL or the name of the file it was converted from.
-        sha256: the checksum of that file, computed now.
-        is_official: whether OpenAI published the file; the licence follows from it.
+        sources: what it was converted from.
+        is_official: whether OpenAI published the weights; the licence follows from it.
     """
+    lines = (f"- `{source.name}`" + (f",\n  sha256 `{source.sha256}`" if source.sha256 else "") for source in sources)
     text = files(__package__).joinpath("model_cards", template).read_text(encoding="utf-8")
     return Template(Template(text).safe_substitute(facts)).substitute(
         title=repository.rpartition("/")[2],
         repository=repository,
         license_metadata=LICENSE_METADATA if is_official else "",
         weights_license=OFFICIAL_WEIGHTS if is_official else OTHER_WEIGHTS,
-        source=source,
-        sha256=sha256,
+        sources="\n".join(lines),
         version=__version__,
     )
 
@@ -92,8 +101,41 @@ def prior_facts(
     }
 
 
+def whole_facts(
+    model: JukeboxModel, label_versions: Sequence[str] | None, num_layer_values: int, dtypes: Collection[torch.dtype]
+) -> dict[str, str]:
+    """States what the card of a whole Jukebox says about the model.
+
+    Args:
+        label_versions: of each prior's artists, genres and lyrics, from level 0 up; None without their names.
+        num_layer_values: as in `prior_facts`.
+        dtypes: which the layers' matrices are written in.
+    """
+    priors, size = model.config.priors, model.num_parameters()
+    versions = dict(zip(priors, label_versions or [None] * len(priors)))
+    columns = {level: dict(_prior_rows(prior, versions[level])) for level, prior in priors.items()}
+    names = dict.fromkeys(name for rows in columns.values() for name in rows)
+    top = priors[max(priors)]
+    return {
+        "sampling_rate": str(model.config.sampling_rate),
+        "conditions": _conditions(top, has_tokenizer=bool(label_versions)),
+        "torch_import": "" if label_versions or not top.num_lyric_tokens else "import torch\n",
+        "auto_classes": "AutoModel, AutoProcessor" if label_versions else "AutoModel",
+        "seconds": f"{top.sample_length / top.sampling_rate:.1f}",
+        "dtypes": " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)),
+        "header": "".join(f" prior of level {level} |" for level in columns),
+        "rule": "---|" * len(columns),
+        "rows": "\n".join(
+            f"| {name} |" + "".join(f" {rows.get(name, 'nothing')} |" for rows in columns.values()) for name in names
+        ),
+        "parameters": f"{size:,}",
+        "memory_fp32": f"{4 * size / 1e9:.3g}",
+        "memory_half": f"{(4 * size - 2 * num_layer_values) / 1e9:.3g}",
+    }
+
+
 def _conditions(config: JukeboxPriorConfig, has_tokenizer: bool) -> str:
-    """The line of Python that makes what the model is conditioned on."""
+    """The lines of Python that make what the model is conditioned on."""
     lines = ["conditions = {}  # unknown artist and genre" if config.num_artists else "conditions = {}"]
     if has_tokenizer:
         arguments = ["artist=None", "genre=None"]
@@ -121,7 +163,8 @@ def _prior_rows(config: JukeboxPriorConfig, label_version: str | None) -> list[t
     labels = timing = lyrics = "none"
     if config.num_artists:
         genres = f"{config.num_genres:,} genres, up to {config.max_genres} for a song"
-        labels = f"{label_version}: {config.num_artists:,} artists, {genres}"
+        version = f"{label_version}: " if label_version else ""
+        labels = f"{version}{config.num_artists:,} artists, {genres}"
     if config.num_time_bins:
         timing = f"songs of {config.min_duration:g} s to {config.max_duration:g} s"
     if config.num_lyric_tokens:

@@ -1,15 +1,11 @@
 """The names of tensors in the original's checkpoints and in our models: tables, and the function that applies one."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
-# Rows of (original template, our template). A placeholder stands for an index, and `{kind}` for weight or bias; `{i-1}`
-# in ours is the index before `{i}`. `.T` in ours: the original's matrix is ours transposed. Where several rows fit a
-# name, the one counts whose place the model has.
-NameMap = tuple[tuple[str, str], ...]
+from ..v4_weights import NameMap, compile_names, find_place
 
 VQVAE_NAMES: NameMap = (
     (
@@ -102,35 +98,40 @@ PRIOR_NAMES: NameMap = (
 )
 
 
-def translate(state_dict: Mapping[str, Tensor], name_map: NameMap, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives the tensors of an original checkpoint our names, and proves that they fill a model exactly.
+def translate(
+    state_dict: Mapping[str, Tensor],
+    name_map: NameMap,
+    expected: Mapping[str, Tensor],
+    dtypes: Collection[torch.dtype] = (torch.float32,),
+) -> dict[str, Tensor]:
+    """Gives the tensors of a checkpoint our names, and proves that they fill a model exactly.
 
     Args:
-        state_dict: the original's tensors; a `module.` that DistributedDataParallel put before a name is dropped.
+        state_dict: its tensors; a `module.` that DistributedDataParallel put before a name is dropped.
         name_map: the table for this kind of model.
         expected: the model's own tensors that the checkpoint has to fill, on any device (meta will do).
+        dtypes: that a checkpoint of this kind has. Transposed matrices may be in fp16, too, as the original stores
+            those of its largest priors.
 
     Returns:
-        The same tensors in the order of `expected`, views of them where they had to be transposed. Transposed matrices
-        may be in fp16, as the original stores those of its largest priors.
+        The same tensors in the order of `expected`, views of them where they had to be transposed.
 
     Raises:
         ValueError: a tensor that has no place in the model, a place that no tensor fills, or a wrong shape or dtype;
             names the first few of each and their number.
     """
-    rows = [(_pattern(original), ours) for original, ours in name_map]
+    rows = compile_names(name_map)
     translated, unexpected, misfits = {}, [], []
     for key, tensor in state_dict.items():
-        name, is_transposed = _place(key.removeprefix("module."), rows, expected)
+        name, is_transposed = find_place(key.removeprefix("module."), rows, expected)
         if name is None or name in translated:
             unexpected.append(key)
             continue
-        dtypes = {expected[name].dtype}
         if is_transposed and tensor.ndim == 2:
             tensor = tensor.T
-            dtypes.add(torch.float16)
         translated[name] = tensor
-        if tensor.shape != expected[name].shape or tensor.dtype not in dtypes:
+        is_known = tensor.dtype in dtypes or (is_transposed and tensor.dtype == torch.float16)
+        if tensor.shape != expected[name].shape or not is_known:
             described = f"{_describe(tensor)}{' transposed' if is_transposed else ''}"
             misfits.append(f"{key} is {described} and not {_describe(expected[name])}")
     missing = [name for name in expected if name not in translated]
@@ -143,28 +144,9 @@ def translate(state_dict: Mapping[str, Tensor], name_map: NameMap, expected: Map
         found = [f"{len(names)} {problem} ({_first_few(names)})" for problem, names in problems.items() if names]
         raise ValueError(
             f"The checkpoint does not fit its configuration; tensors {', '.join(found)}. Convert a whole checkpoint, "
-            "with the hps it was trained with."
+            "with the hyper-parameters it was trained with."
         )
     return {name: translated[name] for name in expected}
-
-
-def _pattern(original: str) -> re.Pattern:
-    def group(placeholder: re.Match) -> str:
-        return f"(?P<{placeholder[1]}>{'weight|bias' if placeholder[1] == 'kind' else '[0-9]+'})"
-
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", group, re.escape(original)))
-
-
-def _place(key: str, rows: list[tuple[re.Pattern, str]], expected: Mapping[str, Tensor]) -> tuple[str | None, bool]:
-    """Finds the model's tensor that `key` fills, and whether it has to be transposed for that."""
-    for pattern, ours in rows:
-        if found := pattern.fullmatch(key):
-            values = found.groupdict()
-            values |= {f"{name}-1": int(index) - 1 for name, index in values.items() if name != "kind"}
-            name = ours.format_map(values)
-            if name.removesuffix(".T") in expected:
-                return name.removesuffix(".T"), name.endswith(".T")
-    return None, False
 
 
 def _describe(tensor: Tensor) -> str:

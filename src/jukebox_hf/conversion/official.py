@@ -10,6 +10,7 @@ from ..configuration_jukebox import (
     JukeboxPriorConfig,
     JukeboxVQVAEConfig,
 )
+from ..v4_weights import CLIP_LENGTH
 from .hyperparameters import ATTENTION_ORDERS
 
 MODELS_URL = "https://openaipublic.azureedge.net/jukebox/models"
@@ -24,8 +25,7 @@ class OfficialCheckpoint:
     Args:
         url: where OpenAI serves it.
         config: the architecture.
-        sample_length: the clip length of a VQ-VAE's training, in samples, as public training recipes for this
-            architecture give it; not verified against the paper. Only the codebooks' statistics follow from it.
+        sample_length: the clip length of a VQ-VAE's training, in samples.
         size: in bytes, where known.
         sha256: of the file, where known. Others published these sums; this project could not compute them itself.
         label_version: of a prior's artists, genres and lyrics, `"v2"` or `"v3"`.
@@ -59,7 +59,7 @@ OFFICIAL_CHECKPOINTS = {
     "5b-vqvae": OfficialCheckpoint(
         url=f"{MODELS_URL}/5b/vqvae.pth.tar",
         config=JukeboxVQVAEConfig(),
-        sample_length=393216,
+        sample_length=CLIP_LENGTH,
         sha256="69745413a48e887f8a3fe91b972a6f7f434021a1ce911a99187b331eb48c059a",
     ),
     "5b-prior-level-0": OfficialCheckpoint(
@@ -118,4 +118,10 @@ OFFICIAL_CHECKPOINTS = {
         ),
         label_version="v3",
     ),
+}
+
+# The models that these files make up.
+OFFICIAL_MODELS = {
+    name: ("5b-vqvae", "5b-prior-level-0", "5b-prior-level-1", f"{name}-prior-level-2")
+    for name in ("5b", "5b-lyrics", "1b-lyrics")
 }

@@ -2,16 +2,16 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
 
 import torch
-from transformers import FeatureExtractionMixin, GenerationConfig, ProcessorMixin
+from transformers import FeatureExtractionMixin, GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from ..configuration_jukebox import JukeboxPriorConfig, JukeboxVQVAEConfig
 from ..feature_extraction_jukebox import JukeboxFeatureExtractor
-from ..modeling_jukebox_prior import JukeboxPriorModel
+from ..modeling_jukebox_prior import SAMPLING, JukeboxPriorModel
 from ..processing_jukebox import JukeboxProcessor
 from ..tokenization_jukebox import LABEL_VERSIONS, JukeboxTokenizer
 from .checkpoints import Checkpoint, in_memory
@@ -58,18 +58,16 @@ def prior_repository(
         longest_hop = int(hop_lengths_from_hps(checkpoint.hps)[-1])
     with torch.device("meta"):
         model = JukeboxPriorModel(config)
-    # As the original samples.
-    model.generation_config = GenerationConfig(do_sample=True, temperature=0.99, top_k=0)
+    model.generation_config = GenerationConfig(**SAMPLING)
     weights = prior_weights(model, checkpoint.state_dict, dtype)
     extractor = JukeboxFeatureExtractor(sampling_rate=config.sampling_rate, hop_length=longest_hop)
     preprocessor = _preprocessor(config, version, extractor, official is not None, vocabulary)
-    matrices = [weight for name, weight in weights.items() if not is_kept_in_fp32(model, name)]
-    loaded_dtype = reduce(torch.promote_types, (matrix.dtype for matrix in matrices))
+    matrices = layer_matrices(model, weights)
     return Repository(
         model=model,
         auto_classes=["AutoModel"],
         weights=weights,
-        dtype=loaded_dtype,
+        dtype=widest_dtype(matrices),
         preprocessor=preprocessor,
         card="prior.md",
         facts=prior_facts(
@@ -77,7 +75,7 @@ def prior_repository(
             version,
             has_tokenizer=isinstance(preprocessor, ProcessorMixin),
             num_layer_values=sum(matrix.tensor.numel() for matrix in matrices),
-            dtype=loaded_dtype,
+            dtype=widest_dtype(matrices),
         ),
     )
 
@@ -107,10 +105,20 @@ def prior_weights(
     }
 
 
-def is_kept_in_fp32(model: JukeboxPriorModel, name: str) -> bool:
-    """Whether a tensor is never written in less than fp32: all but the layers' matrices."""
+def is_kept_in_fp32(model: PreTrainedModel, name: str) -> bool:
+    """Whether a tensor is never written in less than fp32: all but the matrices of priors' layers."""
     is_bias = name.endswith(".bias")
     return is_bias or any(module in name for module in model._keep_in_fp32_modules_strict)
+
+
+def layer_matrices(model: PreTrainedModel, weights: Mapping[str, Weight]) -> list[Weight]:
+    """Gives what may be written in half precision."""
+    return [weight for name, weight in weights.items() if not is_kept_in_fp32(model, name)]
+
+
+def widest_dtype(weights: Iterable[Weight]) -> torch.dtype:
+    """Gives the type that holds all weights exactly."""
+    return reduce(torch.promote_types, (weight.dtype for weight in weights))
 
 
 def _preprocessor(

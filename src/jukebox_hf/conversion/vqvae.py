@@ -7,6 +7,7 @@ import torch
 from ..configuration_jukebox import JukeboxVQVAEConfig
 from ..feature_extraction_jukebox import JukeboxFeatureExtractor
 from ..modeling_jukebox_vqvae import JukeboxVQVAEModel
+from ..v4_weights import codebook_statistics
 from .checkpoints import Checkpoint, in_memory
 from .hyperparameters import vqvae_config_from_hps
 from .model_card import vqvae_facts
@@ -52,24 +53,14 @@ def load_vqvae(checkpoint: Checkpoint, official: OfficialCheckpoint | None = Non
         sample_length = _sample_length(checkpoint.hps, config)
     with torch.device("meta"):
         model = JukeboxVQVAEModel(config)
-    statistics = {
-        f"codebooks.{level}.{name}" for level in range(config.num_levels) for name in ("vector_sums", "counts")
-    }
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in statistics}
+    derived = {f"codebooks.{level}.{name}" for level in range(config.num_levels) for name in ("vector_sums", "counts")}
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in derived}
     tensors = translate(checkpoint.state_dict, VQVAE_NAMES, expected)
     for level, hop in enumerate(config.hop_lengths):
-        tensors |= _codebook_statistics(level, tensors[f"codebooks.{level}.vectors"], sample_length // hop)
+        statistics = codebook_statistics(tensors[f"codebooks.{level}.vectors"], sample_length // hop)
+        tensors |= {f"codebooks.{level}.{name}": tensor for name, tensor in statistics.items()}
     model.load_state_dict(tensors, assign=True)
     return model
-
-
-def _codebook_statistics(level: int, vectors: torch.Tensor, codes_per_clip: int) -> dict[str, torch.Tensor]:
-    """What no checkpoint holds, as the original sets it when it resumes: all codes are used equally often."""
-    count = codes_per_clip / len(vectors)
-    return {
-        f"codebooks.{level}.vector_sums": vectors * count,
-        f"codebooks.{level}.counts": torch.full((len(vectors),), count),
-    }
 
 
 def _sample_length(hps: dict, config: JukeboxVQVAEConfig) -> int:

@@ -1,4 +1,4 @@
-"""Writes safetensors files with one tensor in memory at a time; the library's own writer needs all of a file's."""
+"""Reads and writes weights with one tensor in memory at a time; the library's own writer needs all of a file's."""
 
 import json
 from collections.abc import Mapping
@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
+from ..v4_weights import map_tensors
 from .checkpoints import in_memory
 
 # What safetensors calls them.
@@ -20,6 +21,33 @@ class Weight(NamedTuple):
 
     tensor: torch.Tensor
     dtype: torch.dtype
+
+
+def map_weights(folder: Path) -> dict[str, Weight]:
+    """Maps the tensors of a repository folder; they take no memory until they are used.
+
+    Raises:
+        ValueError: there are none, or a file is damaged or asks for more than tensors.
+    """
+    for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        elif (folder / name).is_file():
+            files = [name]
+        else:
+            continue
+        try:
+            tensors = map_tensors(folder / file for file in files)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # a damaged file can raise anything
+            raise ValueError(
+                f"The weights in {folder} cannot be read: {', '.join(files)} is cut short, or its pickle asks for more "
+                "than tensors, and loading that could run code. Fetch it again, from where you can trust it."
+            ) from error
+        return {name: Weight(tensor[...], tensor[...].dtype) for name, tensor in tensors.items()}
+    raise ValueError(f"{folder} holds no weights: neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}, whole or in shards.")
 
 
 def write_weights(folder: Path, weights: Mapping[str, Weight]):
