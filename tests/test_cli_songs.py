@@ -324,7 +324,7 @@ def test_a_model_without_labels(run, repositories, tmp_path):
         ("generate -m {root}/labels --lyrics la --lyrics-file {long}", "give one of them"),
         ("generate -m {root}/labels --lyrics-file {long}", "is no UTF-8 text"),
         ("generate -m {root}/labels --total-seconds 0.05 --seconds 0.06", "give a larger total_seconds"),
-        ("generate -m {root}/labels --seconds 0.06 --temperature 0", "has to be a strictly positive float"),
+        ("generate -m {root}/labels --seconds 0.06 --temperature 0", "temperature=0.0: give a number above 0"),
         ("generate -m {root}/labels --temperature 1 --temperature 1", "one for each of the 3 levels"),
         ("generate -m {root}/labels --count 0", "--count 0: draw 1 song or more"),
         ("generate -m {root}/labels --seed -1", "--seed -1: give a number from 0"),
