@@ -1,8 +1,10 @@
 """Whole models converted: of transformers 4, of the official checkpoints, and put together from converted parts."""
 
+import copy
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -152,6 +154,8 @@ def test_repositories_in_half_precision(v4_repository, tmp_path):
     folder = convert_checkpoint(source, tmp_path / "out")
     model, expected = (AutoModel.from_pretrained(each, dtype=torch.float32) for each in (folder, source))
     assert_same_weights(model, expected)
+    codebook = model.vqvae.codebooks[0]
+    assert torch.equal(codebook.vector_sums, codebook.vectors * codebook.counts[0])
     assert load_file(folder / "model.safetensors")["prior_2.layers.0.mlp.fc1.weight"].dtype == torch.float16
 
 
@@ -258,7 +262,7 @@ def test_the_cards_example_runs(style, has_names, v4_repository, tmp_path, monke
 
 @pytest.mark.parametrize("name", OFFICIAL_MODELS)
 def test_official_models_fit_their_parts(name):
-    vqvae, *priors = (OFFICIAL_CHECKPOINTS[part].config for part in OFFICIAL_MODELS[name])
+    vqvae, *priors = (copy.deepcopy(OFFICIAL_CHECKPOINTS[part].config) for part in OFFICIAL_MODELS[name])
     recorded = {shapes["file"]: shapes["tensors"] for shapes in SHAPES.values()}
     weights = {}
     with torch.device("meta"):
@@ -462,9 +466,17 @@ def test_help_names_all_official_models():
 
 def test_trust_remote_code_needs_no_import(parts, tmp_path):
     folder = compose_repository(parts, tmp_path / "whole")
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert auto_map.keys() == {"AutoConfig", "AutoModel", "AutoModelForTextToWaveform"}
     script = f"""
-from transformers import AutoModel
-print(type(AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)).__module__)
+import os
+from transformers import AutoModel, AutoModelForTextToWaveform
+for auto in (AutoModel, AutoModelForTextToWaveform):
+    if os.fork() == 0:
+        print(type(auto.from_pretrained({str(folder)!r}, trust_remote_code=True)).__module__, flush=True)
+        os._exit(0)
+    os.wait()
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.stdout.splitlines() == ["jukebox_hf.modeling_jukebox"], result.stderr
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert result.stdout.splitlines() == 2 * ["jukebox_hf.modeling_jukebox"], result.stderr

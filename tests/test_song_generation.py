@@ -528,13 +528,13 @@ def test_lyrics_models_want_lyrics_and_unlabelled_models_no_labels():
 def test_the_callback_sees_every_code_and_every_window():
     model, codes, seen = shared_song_model(), some_codes(1), []
     model.generate(
-        seconds=SECONDS, levels=[1, 2], audio_codes=[None, codes[1][:, :9], codes[2][:, :5]], batch_size=[9, 2, 9],
+        seconds=SECONDS, levels=[1, 2], audio_codes=[None, codes[1][:, :8], codes[2][:, :5]], batch_size=[9, 2, 9],
         artist_ids=torch.zeros(3, 3, dtype=torch.long), hop_fractions=FRACTIONS, callback=seen.append, **GREEDY,
     )  # fmt: skip
     expected = []
     for level, windows, batches in (
         (2, [(5, 8), (8, 10), (10, 12)], [(0, 3)]),
-        (1, [(9, 12), (12, 16), (16, 20), (20, 24)], [(0, 2), (2, 3)]),
+        (1, [(8, 12), (12, 16), (16, 20), (20, 24)], [(0, 2), (2, 3)]),
     ):
         for window, (first, last) in enumerate(windows):
             for songs in batches:

@@ -14,7 +14,12 @@ from v4_repositories import CONFIGS, PARTS, STYLES, v4_fields, v4_repositories
 from jukebox_hf import JukeboxConfig, JukeboxPriorConfig, JukeboxProcessor, JukeboxTokenizer, v4_layout
 from jukebox_hf.conversion.hyperparameters import prior_config_from_hps, vqvae_config_from_hps
 from jukebox_hf.conversion.official import OFFICIAL_CHECKPOINTS, OFFICIAL_MODELS
-from jukebox_hf.v4_layout import translate_v4_config, translate_v4_prior, translate_v4_vqvae
+from jukebox_hf.v4_layout import (
+    translate_v4_config,
+    translate_v4_prior,
+    translate_v4_tokenizer,
+    translate_v4_vqvae,
+)
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +226,10 @@ def test_characters_that_the_old_tokenizer_wrote_after_use(v4_repository, tmp_pa
     used = AutoTokenizer.from_pretrained(tmp_path / "used")
     assert used.get_vocab() == AutoTokenizer.from_pretrained(v4_repository("1b")).get_vocab()
     assert used.vocab_size == 79
+
+
+def test_genre_slots_are_the_stored_ones_where_no_prior_is_of_v2():
+    assert translate_v4_tokenizer({"version": ["v3"] * 3, "n_genres": 1})["max_genres"] == 1
 
 
 def test_arguments_win_over_the_file(v4_repository):
