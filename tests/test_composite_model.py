@@ -280,6 +280,14 @@ def prior_config_of(whole: JukeboxModel | JukeboxConfig, level: int) -> dict:
     return {name: value for name, value in config.items() if name not in ("architectures", "dtype", "_name_or_path")}
 
 
+def test_weights_without_a_place_in_the_model_are_told_of(tmp_path):
+    shared_song_model().save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.prior_1 = None
+    _, info = AutoModel.from_pretrained(tmp_path, config=config, output_loading_info=True)
+    assert info["unexpected_keys"] and all(name.startswith("prior_1.") for name in info["unexpected_keys"])
+
+
 def test_tied_weights_are_stored_once_and_stay_tied(saved):
     folder, model = saved
     with safe_open(folder / "model.safetensors", "pt") as file:
