@@ -195,7 +195,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(run, command, whole, tmp_path):
 def test_ctrl_c_says_how_to_go_on(run, command, whole, tmp_path, capsys):
     folder = tmp_path / "it's stopped"
     process = start(command, "-o", folder)
-    wait_for(process, "Level 2 grows")
+    wait_for(process, "Level 1 grows")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
