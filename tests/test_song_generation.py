@@ -290,7 +290,8 @@ def test_stopping_and_upsampling_later_is_the_song_at_once(first, draw):
     upper = model.generate(seconds=SECONDS, levels=first, **drawn_with, **conditions)
     assert upper.audio_level == first[0] and upper.is_complete
     assert [codes is None for codes in upper.audio_codes] == [level not in first for level in range(3)]
-    assert torch.equal(upper.audio, model.vqvae.decode(upper.audio_codes[first[0]], first[0]).audio_values)
+    # Window by window it is the one pass to rounding: products of other shapes sum in another order on some processors.
+    assert_matches(upper.audio, model.vqvae.decode(upper.audio_codes[first[0]], first[0]).audio_values)
     rest = [level for level in range(3) if level not in first]
     lower = model.generate(levels=rest, audio_codes=upper.audio_codes, **drawn_with, **conditions)
     assert_same_codes(lower, {level: whole.audio_codes[level] for level in (*rest, first[0])})
@@ -506,11 +507,12 @@ def test_bad_input_is_refused_before_anything_is_drawn(settings, message, tmp_pa
     assert not calls and not folder.exists()
 
 
-def test_characters_that_only_a_window_in_the_middle_shows_are_checked_first():
+@pytest.mark.parametrize("wrong", [12, -1])
+def test_characters_that_only_a_window_in_the_middle_shows_are_checked_first(wrong):
     lyrics = torch.ones(1, 200, dtype=torch.long)
-    lyrics[:, 100] = 12
+    lyrics[:, 100] = wrong
     calls = []
-    with pytest.raises(ValueError, match=r"lyric_ids holds 12, but .* level 2 has 12 characters: give 0 to 11"):
+    with pytest.raises(ValueError, match=rf"lyric_ids holds {wrong} .* level 2 has 12: give 0 to 11"):
         shared_song_model("shared lyrics").generate(seconds=SECONDS, lyric_ids=lyrics, callback=calls.append)
     assert not calls
 

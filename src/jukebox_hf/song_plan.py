@@ -302,11 +302,11 @@ def plan_conditions(
                 f"Song {row} is {total / rate:.2f} s long and the part from {start / rate:.2f} s on has "
                 f"{samples / rate:.2f} s: give a larger total_seconds (total_length), or a shorter part."
             )
-    for level in levels:
-        _check_ids_that_windows_cut(config, level, conditions["genre_ids"], conditions["lyric_ids"])
     planned = SongConditions(
         conditions["artist_ids"], conditions["genre_ids"], total_length, offset, conditions["lyric_ids"]
     )
+    for level in levels:
+        _check_ids_that_windows_cut(config, level, planned)
     for level, prior in drawn.items():
         # Offsets grow with the windows, so the first and the last are the extremes.
         for start in {starts[level][0], starts[level][-1]} if starts[level] else ():
@@ -317,21 +317,24 @@ def plan_conditions(
     return planned
 
 
-def _check_ids_that_windows_cut(config: JukeboxConfig, level: int, genre_ids: Tensor | None, lyric_ids: Tensor | None):
+def _check_ids_that_windows_cut(config: JukeboxConfig, level: int, conditions: SongConditions):
     """Refuses genres that a prior has no slots for, and characters that only a window in the middle would show."""
     prior = config.priors[level]
-    if prior.num_artists and genre_ids is not None:
-        cut = genre_ids[:, list(config.priors).index(level), prior.max_genres :]
+    if prior.num_artists and conditions.genre_ids is not None:
+        cut = conditions.genre_ids[:, list(config.priors).index(level), prior.max_genres :]
         if (cut >= 0).any():
             raise ValueError(
                 f"genre_ids holds {int(cut.max())} after the {prior.max_genres} slots that the prior of level {level} "
                 "has: leave out some genres."
             )
-    if prior.num_lyric_tokens and lyric_ids is not None and (lyric_ids >= prior.lyric_vocab_size).any():
-        raise ValueError(
-            f"lyric_ids holds {int(lyric_ids.max())}, but the prior of level {level} has {prior.lyric_vocab_size} "
-            f"characters: give 0 to {prior.lyric_vocab_size - 1}, and -1 after the end."
-        )
+    if prior.num_lyric_tokens and conditions.lyric_ids is not None:
+        for ids in conditions.lyrics():
+            wrong = ids[(ids < 0) | (ids >= prior.lyric_vocab_size)]
+            if len(wrong):
+                raise ValueError(
+                    f"lyric_ids holds {int(wrong[0])} among its characters, but the prior of level {level} has "
+                    f"{prior.lyric_vocab_size}: give 0 to {prior.lyric_vocab_size - 1}, and -1 only after the end."
+                )
 
 
 def plan_levels(
