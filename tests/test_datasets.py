@@ -310,7 +310,7 @@ def test_a_repository_is_kept_at_its_commit(folder, files, tmp_path, monkeypatch
     extractors = {
         branch: JukeboxCodeExtractor.from_pretrained("org/tiny", levels=[2], revision=branch) for branch in commits
     }
-    assert {branch: extractor.commit for branch, extractor in extractors.items()} == commits
+    assert {branch: extractor.model.commit for branch, extractor in extractors.items()} == commits
     assert Hasher.hash(extractors["main"]) != Hasher.hash(extractors["other"])
     # The branch moves on to a commit that is not there; the extractor stays where it was.
     (repository / "refs" / "main").write_text("c" * 40)

@@ -9,6 +9,8 @@ from .configuration_jukebox import (
     JukeboxPriorConfig,
     JukeboxVQVAEConfig,
 )
+from .embedding_recipes import EmbeddingRecipe
+from .embeddings import JukeboxEmbedder, JukeboxEmbedding
 from .feature_extraction_jukebox import JukeboxFeatureExtractor
 from .modeling_jukebox import JukeboxModel
 from .modeling_jukebox_prior import JukeboxPriorModel
@@ -22,10 +24,13 @@ register_auto_classes()
 __version__ = "0.1.0"
 
 __all__ = [
+    "EmbeddingRecipe",
     "JukeboxCache",
     "JukeboxCodeExtractor",
     "JukeboxConditionerConfig",
     "JukeboxConfig",
+    "JukeboxEmbedder",
+    "JukeboxEmbedding",
     "JukeboxFeatureExtractor",
     "JukeboxLyricsEncoderConfig",
     "JukeboxModel",

@@ -87,7 +87,7 @@ class JukeboxFeatureExtractor(SequenceFeatureExtractor):
         if sampling_rate is not None:
             self._check_sampling_rate(sampling_rate, "The audio")
         clips, own_rates = [], []
-        for index, clip in enumerate(_list_clips(raw_audio)):
+        for index, clip in enumerate(list_clips(raw_audio)):
             samples, own_rate = read_clip(clip, f"Clip {index}")
             if own_rate is not None:
                 self._check_sampling_rate(own_rate, f"Clip {index}")
@@ -153,7 +153,8 @@ def read_clip(clip: "Clip", name: str) -> tuple[np.ndarray, int | None]:
     return _check_samples(samples, name), sampling_rate
 
 
-def _list_clips(raw_audio: "Clip | Sequence[Clip]") -> "Sequence[Clip]":
+def list_clips(raw_audio: "Clip | Sequence[Clip]") -> "Sequence[Clip]":
+    """Gives a batch as it is, and one clip in a list."""
     is_batch = (
         isinstance(raw_audio, Sequence)
         and not isinstance(raw_audio, str | bytes)
