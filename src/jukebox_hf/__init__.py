@@ -15,11 +15,13 @@ from .feature_extraction_jukebox import JukeboxFeatureExtractor
 from .modeling_jukebox import JukeboxModel
 from .modeling_jukebox_prior import JukeboxPriorModel
 from .modeling_jukebox_vqvae import JukeboxVQVAEModel
+from .pipelines import JukeboxEmbeddingPipeline, register_pipeline
 from .processing_jukebox import JukeboxProcessor
 from .registration import register_auto_classes
 from .tokenization_jukebox import JukeboxTokenizer
 
 register_auto_classes()
+register_pipeline()
 
 __version__ = "0.1.0"
 
@@ -31,6 +33,7 @@ __all__ = [
     "JukeboxConfig",
     "JukeboxEmbedder",
     "JukeboxEmbedding",
+    "JukeboxEmbeddingPipeline",
     "JukeboxFeatureExtractor",
     "JukeboxLyricsEncoderConfig",
     "JukeboxModel",

@@ -106,7 +106,7 @@ class EmbeddingRecipe:
             )
         if max(self.layers) > num_layers:
             raise ValueError(
-                f"layers={list(self.layers)}: this prior has {num_layers}. Is it the one that the recipe was made for?"
+                f"layers={list(self.layers)}: there are {num_layers}. Load more, or the prior the recipe was made for."
             )
         if self.window(config) > config.sample_length:
             raise ValueError(

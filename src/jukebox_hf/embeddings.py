@@ -25,6 +25,9 @@ from .placement import input_device
 
 logger = logging.get_logger(__name__)
 
+# What a clip is a dict of, and a batch of a dataset is not.
+CLIP_KEYS = {"array", "bytes", "path"}
+
 
 @dataclass
 class JukeboxEmbedding:
@@ -116,11 +119,10 @@ class JukeboxEmbedder:
         Raises:
             ValueError: a recipe that this prior cannot follow, or no VQ-VAE.
         """
-        if layers is not None:
-            changes["layers"] = layers
-        if recipe is None and "layers" not in changes:
+        if recipe is None and layers is None:
             raise ValueError("layers=None: name the layers whose outputs to take, such as [36].")
-        recipe = EmbeddingRecipe(**changes) if recipe is None else changed(recipe, **changes)
+        layers = recipe.layers if layers is None else layers
+        recipe = changed(recipe or EmbeddingRecipe(layers=layers), layers=layers, **changes)
         prior = PinnedModel.pin(pretrained_model_name_or_path, revision)
         config = AutoConfig.from_pretrained(prior.name, revision=prior.commit)
         if isinstance(config, JukeboxConfig):
@@ -174,7 +176,8 @@ class JukeboxEmbedder:
         Args:
             **kwargs: `audio_column`, `batch_size` and `column_dtype`.
         """
-        JukeboxConfig.from_parts(vqvae.config, [prior.config])
+        # Copies, as a composite settles the attention of the configurations that it takes.
+        JukeboxConfig.from_parts(copy.deepcopy(vqvae.config), [copy.deepcopy(prior.config)])
         recipe.check(prior.config, len(prior.layers))
         embedder = cls(None, None, recipe, **kwargs)
         embedder._models = vqvae, first_layers(prior, max(recipe.layers))
@@ -183,10 +186,10 @@ class JukeboxEmbedder:
     def __call__(
         self, clips: Any, sampling_rate: int | None = None
     ) -> "JukeboxEmbedding | list[JukeboxEmbedding] | dict[str, list]":
-        if isinstance(clips, Mapping) and self.audio_column in clips:
+        if isinstance(clips, Mapping) and (self.audio_column in clips or not clips.keys() & CLIP_KEYS):
             return self._map(clips)
         rate, listed = self.load()[1].config.sampling_rate, list_clips(clips)
-        read = [_read_clip(clip, sampling_rate, rate) for clip in listed]
+        read = [read_clip_at(clip, sampling_rate, rate) for clip in listed]
         embeddings = self.embed(read)
         for embedding in embeddings:
             if isinstance(embedding, ValueError):
@@ -194,10 +197,8 @@ class JukeboxEmbedder:
         return embeddings if listed is clips else embeddings[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._models is not None and self.prior == PinnedModel("a model in memory"):
-            raise ValueError(
-                "An embedder of models in memory cannot be sent to another process: use from_pretrained()."
-            )
+        if self.prior is None:
+            raise ValueError("An embedder of models in memory cannot go to another process: use from_pretrained().")
         return self.__dict__ | {"_models": None}
 
     def load(self) -> tuple[JukeboxVQVAEModel, JukeboxPriorModel]:
@@ -384,7 +385,7 @@ def first_layers(prior: JukeboxPriorModel, count: int) -> JukeboxPriorModel:
     shallow = copy.copy(prior)
     shallow._modules = dict(prior._modules)
     shallow.layers = prior.layers[:count]
-    shallow.config = copy.deepcopy(prior.config)
+    shallow.config = copy.copy(prior.config)
     shallow.config.num_hidden_layers = count
     return shallow
 
@@ -399,7 +400,15 @@ def _normalize(audio: np.ndarray) -> np.ndarray:
     return audio / peak if peak else audio
 
 
-def _read_clip(clip: Any, sampling_rate: int | None, target: int) -> np.ndarray:
+def read_clip_at(clip: Any, sampling_rate: int | None, target: int) -> np.ndarray:
+    """Reads a clip of any kind as mono float32 `(samples,)` at the rate `target`.
+
+    Args:
+        sampling_rate (`int`, *optional*): of an array; other clips know theirs.
+
+    Raises:
+        ValueError: a clip that cannot be read, or an array of unknown rate.
+    """
     if not isinstance(clip, str | os.PathLike | Mapping) and not hasattr(clip, "get_all_samples"):
         if sampling_rate is None:
             raise ValueError("sampling_rate=None: say at which rate the clips are, as arrays do not know it.")
