@@ -100,7 +100,9 @@ def save_map(path: Path, names: Sequence[str], vectors: np.ndarray, title: str):
     components, shares = principal_components(vectors)
     figure = Figure(figsize=(9, 8), layout="constrained")
     panel = figure.subplots()
-    panel.scatter(*components.T, s=14, c=range(len(names)), cmap="viridis")
+    panel.scatter(*components.T, s=14)
+    # Room for the names.
+    panel.margins(0.12)
     for label, axis, share in zip(("first", "second"), (panel.set_xlabel, panel.set_ylabel), shares):
         axis(f"{label} principal component, {share:.0%} of the variance")
     panel.set_title(title)
