@@ -619,7 +619,8 @@ def test_two_processes_write_what_one_writes(run, model, bad_files):
     done = subprocess.run(
         **slow([*TORCHRUN, "--no-python"], *command, "-o", "out", "--pictures"), capture_output=True, text=True
     )
-    assert done.returncode == 1, done.stderr
+    # Clips that fail are not a process that fails.
+    assert done.returncode == 0, done.stderr
     assert contents("out") == contents("alone") and failures("out") == failures("alone")
     assert Path("out/map-layer-2.png").exists()
     assert set(Path("calls.log").read_text().split()) == {"0", "1"}

@@ -57,7 +57,8 @@ def embed(
     is there only when whole: stopped at any moment, the same command goes on with those that are missing. A clip that
     fails costs only itself and is listed in OUTPUT/failures.csv.
 
-    Several devices share the work under torchrun or accelerate launch, and write the same dataset as one.
+    Several devices share the work under torchrun or accelerate launch, and write the same dataset as one. There clips
+    that failed leave the exit status 0, as launchers take another one for a crash.
 
     \b
     Examples:

@@ -72,7 +72,8 @@ def run_embedding(
         find_clips: for each process.
 
     Raises:
-        ValueError: whatever does not fit, before anything is embedded; and clips that failed, once all are done.
+        ValueError: whatever does not fit, before anything is embedded; and, to a process alone, clips that failed, once
+            all are done.
         OSError: files that cannot be read or written; what is done stands.
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -125,9 +126,13 @@ def _run(
     drawn = save_embedding_pictures(output, plan) if pictures else []
     Console(soft_wrap=True, highlight=False).print(escape("  ".join([f"{counts}{speed}", *map(str, drawn)])))
     if failures:
-        raise ValueError(
+        message = (
             f"{len(failures)} of {len(plan.clips)} clips failed, as {output / FAILURES_FILE} says; the others are done."
         )
+        if state.num_processes == 1:
+            raise ValueError(message)
+        # A launcher would take a status for a crash, and end or restart the other processes.
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]Error:[/bold red] {escape(message)}")
 
 
 def _join_processes(device: str | None) -> PartialState:
