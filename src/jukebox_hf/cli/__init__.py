@@ -10,16 +10,17 @@ from rich.markup import escape
 from .codes import decode, encode, reconstruct
 from .compose import compose
 from .convert import convert
+from .embed import embed
 from .songs import continue_song, generate, upsample
 
 app = typer.Typer(
-    help="OpenAI's Jukebox: convert its checkpoints, turn music into codes and back, draw songs.",
+    help="OpenAI's Jukebox: convert its checkpoints, turn music into codes and back, embed it, draw songs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (convert, compose, encode, decode, reconstruct, generate, continue_song, upsample):
+for command in (convert, compose, encode, decode, reconstruct, embed, generate, continue_song, upsample):
     # "continue" alone is a word of Python's.
     app.command(command.__name__.removesuffix("_song"))(command)
 

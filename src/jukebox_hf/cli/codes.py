@@ -178,17 +178,27 @@ def _audio_suffix(format: str) -> str:
     return f".{format}"
 
 
+def find_files(given: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Gives a file, or what a folder holds of files with these suffixes.
+
+    Raises:
+        ValueError: no such file or folder, or a folder without such files.
+    """
+    if not given.exists():
+        raise ValueError(f"{given} does not exist.")
+    if not given.is_dir():
+        return [given]
+    found = sorted(path for path in given.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    if not found:
+        raise ValueError(f"{given} holds no file that ends in one of {', '.join(suffixes)}.")
+    return found
+
+
 def _jobs(inputs: list[Path], suffixes: tuple[str, ...], output: Path, new_suffix: str) -> dict[Path, Path]:
     """Maps each input file to the file it becomes; a folder keeps its structure below the output folder."""
     jobs: dict[Path, Path] = {}
     for given in inputs:
-        if not given.exists():
-            raise ValueError(f"{given} does not exist.")
-        found = [given]
-        if given.is_dir():
-            found = sorted(path for path in given.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-            if not found:
-                raise ValueError(f"{given} holds no file that ends in one of {', '.join(suffixes)}.")
+        found = find_files(given, suffixes)
         for path in found:
             name = path.relative_to(given) if given.is_dir() else Path(path.name)
             jobs[path] = output / f"{str(name).removesuffix(CODES_SUFFIX)}{new_suffix}"
