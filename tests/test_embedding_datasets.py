@@ -1,5 +1,6 @@
 """Embeddings of datasets and in the pipeline: each row gets what its clip gets alone, and caches are found again."""
 
+import shutil
 import subprocess
 import sys
 
@@ -145,20 +146,26 @@ def test_another_process_finds_the_same_fingerprint(repository, files):
     assert done.stdout.split() == fingerprints
 
 
-def test_whatever_changes_embeddings_changes_the_fingerprint(repository, tmp_path):
-    def fingerprint(folder=repository, layers=(3,), **settings) -> str:
+def test_whatever_changes_embeddings_changes_the_fingerprint(repository, tmp_path, files):
+    folder = shutil.copytree(repository, tmp_path / "model")
+
+    def fingerprint(layers=(3,), **settings) -> str:
         return Hasher.hash(JukeboxEmbedder.from_pretrained(folder, list(layers), **settings))
 
-    model = JukeboxModel.from_pretrained(repository)
+    found = [
+        fingerprint(), fingerprint(layers=(4,)), fingerprint(artist_id=1), fingerprint(stride_seconds=0.1),
+        fingerprint(dtype="float16"), fingerprint(column_dtype="float16"), fingerprint(total_length=RATE * 2),
+        fingerprint(normalize=None),
+    ]  # fmt: skip
+    before = JukeboxEmbedder.from_pretrained(folder, [3])
+    model = JukeboxModel.from_pretrained(folder)
     with torch.no_grad():
         model.prior_2.layers[0].mlp.fc2.weight[0, 0] += 1
-    model.save_pretrained(tmp_path)
-    found = {
-        fingerprint(), fingerprint(tmp_path), fingerprint(layers=(4,)), fingerprint(artist_id=1),
-        fingerprint(stride_seconds=0.1), fingerprint(dtype="float16"), fingerprint(column_dtype="float16"),
-        fingerprint(total_length=RATE * 2), fingerprint(normalize=None),
-    }  # fmt: skip
-    assert len(found) == 9
+    model.save_pretrained(folder)
+    found.append(fingerprint())
+    assert len(set(found)) == 9
+    with pytest.raises(ValueError, match=r"has changed since from_pretrained\(\) looked at it"):
+        before(str(files / "stereo.wav"))
 
 
 def test_models_in_memory_go_to_no_other_process(repository, files):

@@ -171,6 +171,31 @@ def test_resampling_is_scipys(frames, count):
 # Windows and what becomes of them
 
 
+@pytest.mark.parametrize("encode", ["clip", "window"])
+def test_windows_of_any_clip(encode):
+    config = JukeboxPriorConfig(context_length=128)
+    for codes in (1, 3, 7):
+        for step in range(1, codes + 1):
+            # Given as seconds, a length must not lose a sample.
+            recipe = EmbeddingRecipe(
+                layers=[1], encode=encode, window_seconds=codes * HOP / RATE, stride_seconds=step * HOP / RATE
+            )
+            assert (recipe.window(config), recipe.stride(config)) == (codes * HOP, step * HOP)
+            for length in range(1, 20):
+                windows = recipe.plan(length * HOP + 5, config)
+                covered = [range(w.start, min(w.start + w.length, length * HOP + 5)) for w in windows]
+                assert [window.start for window in windows] == [step * HOP * i for i in range(len(windows))]
+                # All codes are in some window, and none of the windows would not be missed at the end.
+                assert max(part.stop for part in covered) // HOP == length
+                assert all(part.stop // HOP < length for part in covered[:-1])
+
+
+def test_all_windows_of_a_context_are_whole():
+    for codes in range(1, 8193, 7):
+        recipe = EmbeddingRecipe(layers=[1], encode="window", window_seconds=codes * HOP / RATE)
+        assert recipe.window(FIVE_B) == codes * HOP
+
+
 @pytest.mark.parametrize("normalize", ["clip", None])
 def test_a_clip_is_the_mean_of_all_its_frames(repository, parts, normalize):
     (audio,) = clips(3 * CONTEXT * HOP + 10 * HOP + 5)
