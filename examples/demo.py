@@ -1,4 +1,4 @@
-"""The package at work, without a download: the original's codes and samples, a tune there and back, a song."""
+"""The package at work, without a download: the original's codes and samples, recoded audio, songs, embeddings."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from demo_embeddings import show_embeddings
 from demo_song import show_song
 from rich.console import Console
 from rich.markup import escape
@@ -114,10 +115,14 @@ def main():
     console.print("[bold]5. Draw a song[/bold] (1b_lyrics in small, at all levels)")
     show_song(console, output, run)
 
+    console.print("[bold]6. Embed a folder of clips[/bold] (the same small prior)")
+    show_embeddings(console, output, run)
+
     console.print("[bold]Results[/bold] (noise: the weights are random; with the released ones it is music)")
     stem = f"{audio.name}.level-{arguments.level}"
     results = [f"codes/{audio.name}.safetensors", f"reconstructed/{stem}.wav", f"reconstructed/{stem}.png"]
-    for result in (*results, "pipeline.wav", "song/song-0.wav", "song/song-0.html"):
+    results += ["pipeline.wav", "song/song-0.wav", "song/song-0.html", "embeddings/map-layer-12.png"]
+    for result in results:
         console.print(f"   {output / result}")
 
 
