@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 test: $(VENV)/tested ffmpeg browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(TESTS)
 
 parity: $(VENV)/peer
 	$(BIN)/python tests/parity.py
