@@ -1,30 +1,46 @@
 """Whole songs on a small model: what the scheduling costs, what overlaps cost, and memory under each placement.
 
-The parts are timed in the same run as the whole, in turns, so that a machine that slows down slows both.
+Every window is drawn once more by itself right beside the song's own, so that a machine that slows down slows both.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.conversion_1b import run_measured
-from jukebox_hf import JukeboxCache, JukeboxConditionerConfig, JukeboxModel, JukeboxPriorConfig, JukeboxVQVAEConfig
+from jukebox_hf import (
+    JukeboxCache,
+    JukeboxConditionerConfig,
+    JukeboxModel,
+    JukeboxPriorConfig,
+    JukeboxVQVAEConfig,
+    generation_jukebox,
+)
 from jukebox_hf.configuration_jukebox import JukeboxConfig
+from jukebox_hf.song_state import SongState
 
-CONTEXT = 256
+# For each level, so that all of them have several windows in a short song.
+CONTEXTS = (256, 128, 64)
 SAMPLES = 16384
+# The end of a song: full windows, and few codes to draw, as each step reads what is on disk.
 GENERATE = """
 import torch, jukebox_hf
 from transformers import AutoModel
 torch.set_num_threads({threads})
 model = AutoModel.from_pretrained({folder!r}, {arguments})
-model.generate(seconds=8192 / 44100, {settings})
+beginning = [torch.zeros(1, (8192 - 512) // hop, dtype=torch.long) for hop in (8, 32, 128)]
+model.generate(seconds=8192 / 44100, audio_codes=beginning, {settings})
 """
 PLACEMENTS = {
     "all on one device": ("", ""),
@@ -40,14 +56,18 @@ PLACEMENTS = {
 def small_model(width: int, layers: int) -> JukeboxModel:
     """Three random levels with the released hops, pattern and hop fractions, and small contexts."""
     sizes = dict(
-        context_length=CONTEXT, num_blocks=16, hidden_size=width, intermediate_size=width, head_dim=width // 16,
+        num_blocks=16, hidden_size=width, intermediate_size=width, head_dim=width // 16,
         num_attention_heads=4, num_hidden_layers=layers, num_artists=0, num_genres=0, num_time_bins=0,
         vocab_size=256, init_scale=2.0,
     )  # fmt: skip
     conditioner = JukeboxConditionerConfig(hidden_size=64, num_residual_layers=4)
     priors = [
         JukeboxPriorConfig(
-            level=level, hop_length=hop, conditioner_config=conditioner.to_dict() if level < 2 else None, **sizes
+            level=level,
+            hop_length=hop,
+            context_length=CONTEXTS[level],
+            conditioner_config=conditioner.to_dict() if level < 2 else None,
+            **sizes,
         )
         for level, hop in enumerate((8, 32, 128))
     ]
@@ -56,77 +76,136 @@ def small_model(width: int, layers: int) -> JukeboxModel:
     return JukeboxModel(JukeboxConfig.from_parts(vqvae, priors)).eval()
 
 
-def scheduling(console: Console, width: int, layers: int, rounds: int):
-    model = small_model(width, layers)
-    calls, own = [], {}
+class Watch:
+    """Adds up the time that functions take while it is open, and counts their calls."""
 
-    def recorder(level, generate):
-        def record(codes, past_key_values, **kwargs):
-            calls.append((level, codes, kwargs))
-            return generate(codes, past_key_values=past_key_values, **kwargs)
+    def __init__(self, **functions: tuple[object, str]):
+        self.seconds, self.calls, self.stack = Counter(), Counter(), ExitStack()
+        for name, (owner, attribute) in functions.items():
+            self.stack.enter_context(patch.object(owner, attribute, self.timed(name, getattr(owner, attribute))))
 
-        return record
-
-    for level, prior in model.priors.items():
-        own[level] = prior.generate
-        prior.generate = recorder(level, prior.generate)
-    song = model.generate(seconds=SAMPLES / 44100)
-    for prior in model.priors.values():
-        del prior.generate
-
-    def parts() -> dict[str, float]:
-        """The windows one by one, each level decoded once: seconds for each level, and for its first tokens alone."""
-        took = dict.fromkeys(["draw", "decode"], 0.0)
-        for level, codes, kwargs in calls:
-            cache = JukeboxCache(model.config.priors[level], codes.shape[1] + kwargs["max_new_tokens"])
+    def timed(self, name: str, function: Callable) -> Callable:
+        def watched(*args, **kwargs):
             start = time.perf_counter()
-            own[level](codes, past_key_values=cache, **kwargs)
-            took["draw"] += time.perf_counter() - start
-        for level, codes in enumerate(song.audio_codes):
-            start = time.perf_counter()
-            model.vqvae.decode(codes, level)
-            took["decode"] += time.perf_counter() - start
-        return took
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.perf_counter() - start
+                self.calls[name] += 1
 
-    def prefill() -> float:
-        """What reading the overlaps takes: each window's given codes and its first new one."""
-        total = 0.0
-        for level, codes, kwargs in calls:
-            if codes.shape[1]:
+        return watched
+
+
+class Song(NamedTuple):
+    """Seconds of a song, of its windows and decoding one by one, and of the decoding; windows `(level, given, new)`."""
+
+    whole: float
+    parts: float
+    decoding: float
+    codes: tuple[torch.Tensor, ...]
+    windows: list[tuple[int, int, int]]
+
+
+def draw_song(model: JukeboxModel, **settings) -> Song:
+    """Draws a song, and each of its windows once more by itself right before or after: a busy machine slows both."""
+    parts, aside, windows = 0.0, 0.0, []
+
+    def beside(level: int, generate: Callable) -> Callable:
+        def alone(codes, stopping_criteria=None, **kwargs):
+            nonlocal parts, aside
+            begin = time.perf_counter()
+            # The song's own draws stay as they are.
+            with torch.random.fork_rng(devices=[]):
                 cache = JukeboxCache(model.config.priors[level], codes.shape[1] + kwargs["max_new_tokens"])
                 start = time.perf_counter()
-                own[level](codes, past_key_values=cache, **kwargs | {"max_new_tokens": 1})
-                total += time.perf_counter() - start
-        return total
+                generate(codes, **kwargs | {"past_key_values": cache})
+                parts += time.perf_counter() - start
+            aside += time.perf_counter() - begin
 
-    wholes, sums, overlaps, kept = [], [], [], []
-    for _ in range(rounds):
+        def both(codes, **kwargs):
+            windows.append((level, codes.shape[1], kwargs["max_new_tokens"]))
+            if len(windows) % 2:
+                alone(codes, **kwargs)
+            drawn = generate(codes, **kwargs)
+            if not len(windows) % 2:
+                alone(codes, **kwargs)
+            return drawn
+
+        return both
+
+    with ExitStack() as stack:
+        for level, prior in model.priors.items():
+            stack.enter_context(patch.object(prior, "generate", beside(level, prior.generate)))
         start = time.perf_counter()
-        model.generate(seconds=SAMPLES / 44100)
-        wholes.append(time.perf_counter() - start)
-        took = parts()
-        sums.append(took["draw"] + took["decode"])
-        overlaps.append(prefill())
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            model.generate(seconds=SAMPLES / 44100, state_dir=folder, callback=lambda progress: None)
-            kept.append(time.perf_counter() - start)
-    tokens = sum(codes.shape[1] for codes in song.audio_codes)
-    read_again = sum(codes.shape[1] for _, codes, _ in calls)
-    whole, parts_sum, overlap, state = map(statistics.median, (wholes, sums, overlaps, kept))
-    ratio = statistics.median(w / s for w, s in zip(wholes, sums))
-    state_ratio = statistics.median(k / s for k, s in zip(kept, sums))
-    table = Table(title=f"a song of {tokens} codes in {len(calls)} windows, width {width}, {layers} layers, fp32")
-    for column in ("", "seconds", "codes/s", "over the sum of its parts"):
-        table.add_column(column)
-    table.add_row("windows and decoding, one by one", f"{parts_sum:.2f}", f"{tokens / parts_sum:.1f}", "")
-    table.add_row("generate()", f"{whole:.2f}", f"{tokens / whole:.1f}", f"{ratio:.3f}")
-    table.add_row("with state_dir and a callback", f"{state:.2f}", f"{tokens / state:.1f}", f"{state_ratio:.3f}")
-    console.print(table)
-    console.print(
-        f"Overlaps: {read_again} codes read again, {overlap:.2f} s or {overlap / whole:.1%} of the song, at "
-        f"{read_again / overlap:.0f} codes/s, {read_again / overlap * whole / tokens:.0f} times as fast as drawing."
+        song = model.generate(seconds=SAMPLES / 44100, **settings)
+        whole = time.perf_counter() - start - aside
+    start = time.perf_counter()
+    for level, codes in enumerate(song.audio_codes):
+        model.vqvae.decode(codes, level)
+    decoding = time.perf_counter() - start
+    return Song(whole, parts + decoding, decoding, song.audio_codes, windows)
+
+
+def scheduling(console: Console, width: int, layers: int, rounds: int):
+    model = small_model(width, layers)
+    draw_song(model)
+    songs = {"generate()": [], "with state_dir and a callback": []}
+    watch = Watch(
+        save=(SongState, "save"),
+        audio=(SongState, "append_audio"),
+        fingerprint=(generation_jukebox, "fingerprint"),
+        callback=(generation_jukebox._Ticker, "__call__"),
+        decoding=(generation_jukebox._Track, "extend"),
     )
+    with watch.stack:
+        for _ in range(rounds):
+            songs["generate()"].append(draw_song(model))
+            with tempfile.TemporaryDirectory() as folder:
+                kept = draw_song(model, state_dir=folder, callback=lambda progress: None)
+            songs["with state_dir and a callback"].append(kept)
+    codes, windows = kept.codes, kept.windows
+    tokens = sum(level.shape[1] for level in codes)
+    table = Table(title=f"a song of {tokens} codes in {len(windows)} windows, width {width}, {layers} layers, fp32")
+    for column in ("", "seconds", "codes/s", "parts", "over the sum of its parts", "least and most"):
+        table.add_column(column)
+    for name, rows in songs.items():
+        whole, parts = (statistics.median(seconds) for seconds in zip(*(row[:2] for row in rows)))
+        ratios = sorted(row.whole / row.parts for row in rows)
+        spread = f"{ratios[0]:.3f} to {ratios[-1]:.3f}"
+        ratio = f"{statistics.median(ratios):.3f}"
+        table.add_row(name, f"{whole:.2f}", f"{tokens / whole:.1f}", f"{parts:.2f}", ratio, spread)
+    console.print(table)
+    each = {name: 1e3 * seconds / watch.calls[name] for name, seconds in watch.seconds.items()}
+    decoding = 1e3 * statistics.median(row.decoding for rows in songs.values() for row in rows) / len(windows)
+    console.print(
+        f"A window's decoding takes {each['decoding']:.1f} ms, and {decoding:.1f} ms where all are decoded together; "
+        f"its state {each['save']:.1f} ms, its audio file {each['audio']:.1f} ms; a code's callback "
+        f"{1e3 * each['callback']:.0f} us; the weights' checksums, once a run, "
+        f"{1e3 * watch.seconds['fingerprint'] / rounds:.0f} ms."
+    )
+    overlaps(console, model, codes, windows, statistics.median(row.whole for row in songs["generate()"]))
+
+
+def overlaps(console: Console, model: JukeboxModel, codes, windows: list[tuple[int, int, int]], whole: float):
+    """What reading given codes again takes, level by level: all of a window's given codes and one new one."""
+    table = Table(title="overlaps")
+    for column in ("level", "windows", "codes drawn", "codes read again", "seconds", "of the song", "codes/s"):
+        table.add_column(column)
+    for level, prior in sorted(model.priors.items(), reverse=True):
+        drawn = [window for window in windows if window[0] == level]
+        read_again, seconds = sum(given for _, given, _ in drawn), 0.0
+        settings = {}
+        if level < max(model.priors):
+            settings["upper_codes"] = codes[level + 1][:, : prior.config.num_upper_codes]
+        for _, given, _ in drawn:
+            if given:
+                start = time.perf_counter()
+                prior.generate(codes[level][:, :given], max_new_tokens=1, **settings)
+                seconds += time.perf_counter() - start
+        speed = f"{read_again / seconds:.0f}"
+        row = len(drawn), codes[level].shape[1], read_again, f"{seconds:.2f}", f"{seconds / whole:.1%}", speed
+        table.add_row(*map(str, (level, *row)))
+    console.print(table)
 
 
 def memory(console: Console, width: int, layers: int):

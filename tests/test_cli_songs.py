@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -166,27 +165,39 @@ def test_a_short_song_is_extended_and_drawn_one_at_a_time(run, command, tmp_path
     assert read_settings(tmp_path)["batch_sizes"] == {"1": 1, "2": 1}
 
 
-def start(command, *more) -> subprocess.Popen:
-    code = [sys.executable, "-c", "from jukebox_hf.cli import main; main()", *map(str, (*command, *more))]
+# The command line, which sends itself a signal when it reports its progress for the n-th time.
+STOPPED = """
+import os, sys
+from jukebox_hf.cli import main, song_progress
+
+number, signal = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+report, calls = song_progress.SongProgress.__call__, []
+
+def report_and_stop(self, progress):
+    report(self, progress)
+    calls.append(progress)
+    if len(calls) == number:
+        os.kill(os.getpid(), signal)
+
+song_progress.SongProgress.__call__ = report_and_stop
+main()
+"""
+# What it reports: each code and each window of the levels 2, 1 and 0.
+REPORTS = {2: 20 + 1, 1: 80 + 2, 0: 320 + 9}
+
+
+def run_until(number: int, stop: signal.Signals, command) -> subprocess.CompletedProcess:
+    code = [sys.executable, "-c", STOPPED, *map(str, (number, int(stop), *command))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def wait_for(process: subprocess.Popen, text: str):
-    """Reads what the process says until it says this."""
-    while text not in (line := process.stderr.readline()):
-        assert line, f"The process ended without {text!r}."
+    return subprocess.run(code, capture_output=True, text=True, env=environment)
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(run, command, whole, tmp_path):
     folder = tmp_path / "killed"
-    delay = random.uniform(0, 1)
-    print(f"killed after {delay:.2f} s")
-    process = start(command, "-o", folder)
-    wait_for(process, "Drawing")
-    time.sleep(delay)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    number = random.randint(1, sum(REPORTS.values()) - 1)
+    print(f"killed at report {number}")
+    killed = run_until(number, signal.SIGKILL, (*command, "-o", folder))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (folder / "song-0.wav").exists()
     assert run("generate", "--resume", folder) == 0
     assert results(folder) == results(whole)
@@ -194,13 +205,13 @@ def test_a_killed_run_goes_on_to_the_same_bits(run, command, whole, tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(run, command, whole, tmp_path, capsys):
     folder = tmp_path / "it's stopped"
-    process = start(command, "-o", folder)
-    wait_for(process, "Level 1 grows")
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    way = errors.strip().splitlines()[-1].partition("Go on with: ")[2]
+    # Anywhere below level 2.
+    number = random.randint(REPORTS[2] + 1, sum(REPORTS.values()) - 1)
+    print(f"stopped at report {number}")
+    stopped = run_until(number, signal.SIGINT, (*command, "-o", folder))
+    assert stopped.returncode == 130, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    way = stopped.stderr.strip().splitlines()[-1].partition("Go on with: ")[2]
     done = read_codes(folder / "song.safetensors")
     assert (done[2] != MISSING).all()
     program, *arguments = shlex.split(way)
@@ -398,7 +409,8 @@ def test_progress_shows_level_window_speed_and_time_left(tmp_path, monkeypatch):
     shown = {}
     for kind in ("terminal", "file"):
         now[0] = 0.0
-        console = Console(file=io.StringIO(), force_terminal=kind == "terminal", width=100)
+        # Lines are as long as they are, as the commands print them: the folder's name may be long.
+        console = Console(file=io.StringIO(), force_terminal=kind == "terminal", width=100, soft_wrap=True)
         with song_progress.SongProgress(console, tmp_path, 2) as progress:
             for code in range(16):
                 now[0] += 0.5

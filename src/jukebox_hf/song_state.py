@@ -46,6 +46,8 @@ class SongState:
     def __init__(self, folder: str | os.PathLike, settings: dict[str, Any]):
         self.folder = Path(folder)
         self.settings = settings
+        # Looked up once: that takes longer than to write a short song's state and sync it.
+        self.versions = _versions()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.codes: dict[int, Tensor] = {}
         self.random_states: list[Tensor] = []
@@ -62,7 +64,7 @@ class SongState:
         """
         tensors = {f"codes.{level}": values.to(torch.int32) for level, values in codes.items()}
         tensors |= {f"random.{index}": state for index, state in enumerate(random_states)}
-        content = save(tensors, {"settings": json.dumps(self.settings), "versions": json.dumps(_versions())})
+        content = save(tensors, {"settings": json.dumps(self.settings), "versions": json.dumps(self.versions)})
         path = self.folder / STATE_FILE
         partial = path.with_name(f".{STATE_FILE}.partial")
         try:
@@ -110,10 +112,10 @@ class SongState:
             self.codes = {level: file.get_tensor(name).long() for level, name in levels.items()}
             self.random_states = [file.get_tensor(name) for name in names if name.startswith("random.")]
             versions = json.loads(file.metadata()["versions"])
-        if versions != _versions():
+        if versions != self.versions:
             logger.warning(
                 "%s was begun with %s and goes on with %s; the result may differ in its last bits.",
-                self.folder, versions, _versions(),
+                self.folder, versions, self.versions,
             )  # fmt: skip
 
     def _refuse_other(self, saved: dict[str, Any]):
