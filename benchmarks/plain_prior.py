@@ -1,10 +1,14 @@
-"""A decoding step as one would first write it: weights as the original stores them, caches that grow by torch.cat."""
+"""A prior as one would first write it, with weights as the original stores them.
+
+A step has caches that grow by torch.cat, a whole window dense attention under masks.
+"""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from jukebox_hf import JukeboxPriorModel
+from jukebox_hf.attention_patterns import PATTERNS
 
 
 class PlainStack:
@@ -16,11 +20,8 @@ class PlainStack:
         self.position = start
         self.layers = []
         for letter, layer in zip(self.letters, model.layers):
-            linears = (layer.attention.qkv_proj, layer.attention.out_proj, layer.mlp.fc1, layer.mlp.fc2)
-            # [in, out], as in the original's checkpoints.
-            matrices = [(linear.weight.T.contiguous(), linear.bias) for linear in linears]
             past = torch.zeros(batch_size, self._past(letter), config.num_attention_heads * config.head_dim)
-            self.layers.append((matrices, layer.attention_layer_norm, layer.mlp_layer_norm, [past, past]))
+            self.layers.append((_matrices(layer), layer.attention_layer_norm, layer.mlp_layer_norm, [past, past]))
 
     def _past(self, letter: str) -> int:
         """Positions whose keys are kept."""
@@ -48,3 +49,39 @@ class PlainStack:
             states = states + attended + (hidden * F.sigmoid(1.702 * hidden)) @ fc2 + fc2_bias
         self.position += 1
         return states
+
+
+class PlainPrefill:
+    """The first layers of a prior over all positions of a window: dense attention under each pattern's mask."""
+
+    def __init__(self, model: JukeboxPriorModel, num_layers: int):
+        config = model.config
+        self.heads = config.num_attention_heads
+        positions = torch.arange(config.sequence_length)
+        self.hidden = {
+            letter: ~PATTERNS[letter].sees(positions[:, None], positions, config.grid)
+            for letter in set(config.layer_patterns[:num_layers])
+        }
+        self.layers = [
+            (letter, _matrices(layer), layer.attention_layer_norm, layer.mlp_layer_norm)
+            for letter, layer in zip(config.layer_patterns[:num_layers], model.layers)
+        ]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        for letter, ((qkv, qkv_bias), (out, out_bias), (fc1, fc1_bias), (fc2, fc2_bias)), norm, mlp_norm in self.layers:
+            query, key, value = (norm(states) @ qkv + qkv_bias).chunk(3, dim=-1)
+            query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+            scores = query @ key.transpose(-1, -2) / key.shape[-1] ** 0.5
+            weights = scores.masked_fill(self.hidden[letter], torch.finfo(scores.dtype).min).softmax(-1)
+            # What the first block of a previous layer sees is zeros.
+            attended = (weights @ value) * ~self.hidden[letter].all(-1, keepdim=True)
+            attended = attended.transpose(1, 2).flatten(2) @ out + out_bias
+            hidden = mlp_norm(states + attended) @ fc1 + fc1_bias
+            states = states + attended + (hidden * F.sigmoid(1.702 * hidden)) @ fc2 + fc2_bias
+        return states
+
+
+def _matrices(layer: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """A layer's matrices [in, out], as in the original's checkpoints, and biases."""
+    linears = (layer.attention.qkv_proj, layer.attention.out_proj, layer.mlp.fc1, layer.mlp.fc2)
+    return [(linear.weight.T.contiguous(), linear.bias) for linear in linears]

@@ -143,6 +143,16 @@ def decoding(console: Console, num_layers: int):
     where_time_goes(console, "int8, compiled", jobs["int8, 1"], PRIOR_KINDS)
 
 
+def prefill_multiply_adds(model: JukeboxPriorModel) -> float:
+    """Multiply-adds of the layers over one window; each query counts with the keys that it sees."""
+    config = model.config
+    grid, width = config.grid, config.num_attention_heads * config.head_dim
+    n, length, blocks = grid.length, grid.block_length, grid.num_blocks
+    keys = {"r": length / 2, "p": length, "c": blocks / 2, "D": n / 2, "P": grid.num_prime}
+    matrices = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
+    return n * (matrices + sum(2 * keys[letter] * width for letter in config.layer_patterns))
+
+
 def prefill(console: Console, num_layers: int):
     model = random_1b_lyrics(num_layers)
     config = model.config
@@ -157,12 +167,7 @@ def prefill(console: Console, num_layers: int):
     run()
     peak = peak_memory()
     took = timed({"sgemm": lambda: left @ right, "prefill": run}, rounds={"prefill": 3})
-    grid, width = config.grid, config.num_attention_heads * config.head_dim
-    n, length, blocks = grid.length, grid.block_length, grid.num_blocks
-    keys = {"r": length / 2, "p": length, "c": blocks / 2, "D": n / 2, "P": grid.num_prime}
-    matrices = sum(m.weight.numel() for m in model.layers.modules() if isinstance(m, torch.nn.Linear))
-    work = n * (matrices + sum(2 * keys[letter] * width for letter in config.layer_patterns))
-    share = work / took["prefill"] / (SGEMM_SIZE**3 / took["sgemm"])
+    share = prefill_multiply_adds(model) / took["prefill"] / (SGEMM_SIZE**3 / took["sgemm"])
     console.print(
         f"prefill of {config.context_length} codes after {config.num_lyric_tokens} characters, {num_layers} layers, "
         f"fp32: {took['prefill']:.2f} s, {share:.0%} of sgemm peak ({SGEMM_SIZE**3 / took['sgemm'] / 1e9:.0f} G "

@@ -129,11 +129,11 @@ def where_time_goes(console: Console, name: str, job, kinds: dict[str, tuple[str
         job()
     events = profiler.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
-    shares = {
-        kind: sum(e.self_cpu_time_total for e in events if any(part in e.key for part in parts)) / total
-        for kind, parts in kinds.items()
-    }
-    shares["everything else"] = 1 - sum(shares.values())
+    shares = dict.fromkeys([*kinds, "everything else"], 0.0)
+    for event in events:
+        # The first kind that fits: "aten::add" is a part of "aten::addmm" too.
+        kind = next((k for k, parts in kinds.items() if any(part in event.key for part in parts)), "everything else")
+        shares[kind] += event.self_cpu_time_total / total
     console.print(f"{name}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items() if share > 0.005))
 
 
