@@ -263,7 +263,7 @@ def test_shards_are_one_dataset_even_where_all_clips_failed(run, model, bad_file
 def test_a_preset_and_what_is_changed_of_it(run, model, music, capsys, monkeypatch):
     # Of its layers this model has none, and its window is longer than this one's.
     assert run(music, "-m", model, "--preset", "edge", "-o", "out") == 1
-    assert "layers=[66]: this prior has" in capsys.readouterr().err
+    assert "layers=[66]: there are" in capsys.readouterr().err
     changes = ("-l", 2, "--window-seconds", 1280 / RATE, "--stride-seconds", 640 / RATE)
     assert run(music, "-m", model, "--preset", "sheetsage", *changes, "--pooling", "mean", "-o", "out") == 0
     recipe = json.loads(Path("out/embeddings.json").read_text())["settings"]["recipe"]
