@@ -27,7 +27,7 @@ FULL_GRID = {
     "dropout": (0.25, 0.5, 0.75),
     "weight_decay": (None, 1e-4, 1e-3),
 }
-# Those of them that matter most, in minutes instead of hours.
+# A few of them, in minutes instead of hours.
 SMALL_GRID = FULL_GRID | {"batch_size": (64,), "learning_rate": (1e-3,), "dropout": (0.5,), "weight_decay": (None,)}
 GRIDS = {"full": FULL_GRID, "small": SMALL_GRID}
 TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")

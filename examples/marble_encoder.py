@@ -1,8 +1,9 @@
 """Embeddings as an encoder of MARBLE, the benchmark of music representations (Yuan et al. 2023, arXiv 2306.10548).
 
 In MARBLE v2 (github.com/a43992899/MARBLE) an encoder gives a tensor `(batch, time, hidden)` for each layer, which its
-LayerSelector stacks to `(batch, layers, time, hidden)`; MARBLE v1 stores such stacks for each clip. Register the class
-there as its own encoders are: it has their attributes, and needs nothing of MARBLE.
+LayerSelector stacks to `(batch, layers, time, hidden)`; MARBLE v1 stores such stacks for each clip. The layers are
+those of the recipe, in its order: LayerSelector's 0 is the first of them. Make the encoder in Python; nothing of MARBLE
+is needed.
 """
 
 import torch

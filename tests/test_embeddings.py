@@ -326,6 +326,14 @@ def test_models_in_memory_run_no_more_layers_than_asked(converted, case):
     assert_matches(torch.tensor(embedding.layers[3]), states[0, prior.config.lyric_offset :])
 
 
+def test_a_trainers_autocast_changes_nothing(repository):
+    (audio,) = clips(100 * HOP)
+    embedder = JukeboxEmbedder.from_pretrained(repository, [3])
+    expected = embedder(audio, RATE).layers[3]
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(embedder(audio, RATE).layers[3], expected)
+
+
 def test_silence_is_embedded(repository):
     assert np.isfinite(
         JukeboxEmbedder.from_pretrained(repository, [3])(np.zeros(9000, np.float32), RATE).layers[3]

@@ -222,9 +222,17 @@ class JukeboxEmbedder:
     def embed(self, clips: Sequence[np.ndarray]) -> "list[JukeboxEmbedding | ValueError]":
         """Embeds mono clips `(samples,)` at the model's rate; one that cannot be embedded gives the reason instead.
 
-        The windows of all clips share batches.
+        The windows of all clips share batches, and compute in the models' own types even under autocast.
         """
         vqvae, prior = self.load()
+        # Under a trainer's autocast the VQ-VAE would find other codes, silently.
+        devices = input_device(vqvae).type, input_device(prior).type
+        with torch.autocast(devices[0], enabled=False), torch.autocast(devices[1], enabled=False):
+            return self._embed(clips, vqvae, prior)
+
+    def _embed(
+        self, clips: Sequence[np.ndarray], vqvae: JukeboxVQVAEModel, prior: JukeboxPriorModel
+    ) -> "list[JukeboxEmbedding | ValueError]":
         results: list = [None] * len(clips)
         windows: list[_CodeWindow] = []
         for row, clip in enumerate(clips):
