@@ -437,8 +437,8 @@ def test_a_file_that_is_no_state_is_refused(spoil, state):
 
 
 def test_other_versions_are_warned_of(state, expected, monkeypatch, caplog):
-    known = song_state._versions()
-    monkeypatch.setattr(song_state, "_versions", lambda: known | {"torch": "2.6.0"})
+    known = song_state.package_versions()
+    monkeypatch.setattr(song_state, "package_versions", lambda: known | {"torch": "2.6.0"})
     assert_same_song(run(state, **draw("a generator each")), expected)
     (record,) = caplog.records
     assert str(state) in record.getMessage() and "'torch': '2.6.0'" in record.getMessage()

@@ -1,7 +1,6 @@
 """A plan of a dataset of embeddings: which clip is in which file, whoever computes it."""
 
 import heapq
-import importlib.metadata
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .run_settings import flat_settings, package_versions
 from .whole_files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -96,10 +96,10 @@ def make_plan(
     plan = read_plan(folder)
     if plan is not None:
         _refuse_other(folder, plan, settings, paths)
-        if plan.versions != _versions():
+        if plan.versions != package_versions():
             logger.warning(
                 "%s was begun with %s and goes on with %s; vectors may differ in their last bits.",
-                folder, plan.versions, _versions(),
+                folder, plan.versions, package_versions(),
             )  # fmt: skip
         return plan
     if any((folder / SHARD_FOLDER).glob("*.parquet")):
@@ -107,7 +107,7 @@ def make_plan(
     seconds = lengths()
     shards = balance(known_lengths(seconds), -(-len(paths) // shard_size), shard_size)
     clips = [PlannedClip(*of_clip) for of_clip in zip(paths, seconds, shards)]
-    plan = EmbeddingPlan(settings, models, _versions(), clips)
+    plan = EmbeddingPlan(settings, models, package_versions(), clips)
     (folder / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
     with whole_file(folder / PLAN_FILE) as file:
         file.write(json.dumps(asdict(plan), indent=1).encode())
@@ -150,7 +150,7 @@ def known_lengths(lengths: Sequence[float | None]) -> list[float]:
 
 
 def _refuse_other(folder: Path, plan: EmbeddingPlan, settings: dict[str, Any], paths: Sequence[str]):
-    old, new = _flat(plan.settings), _flat(settings)
+    old, new = flat_settings(plan.settings), flat_settings(settings)
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
             raise ValueError(
@@ -171,15 +171,3 @@ def _refuse_other(folder: Path, plan: EmbeddingPlan, settings: dict[str, Any], p
         f"{folder} holds embeddings of {len(before)} clips, not of these {len(now)}: {what}. Give the same inputs, or "
         "choose another folder."
     )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Gives nested settings by names such as `recipe.layers`."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jukebox-hf", "torch", "transformers")}

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -18,6 +17,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from .run_settings import flat_settings, package_versions
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class SongState:
         self.folder = Path(folder)
         self.settings = settings
         # Looked up once: that takes longer than to write a short song's state and sync it.
-        self.versions = _versions()
+        self.versions = package_versions()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.codes: dict[int, Tensor] = {}
         self.random_states: list[Tensor] = []
@@ -120,7 +121,7 @@ class SongState:
 
     def _refuse_other(self, saved: dict[str, Any]):
         # As JSON has them: tuples are lists there.
-        saved, settings = _flat(saved), _flat(json.loads(json.dumps(self.settings)))
+        saved, settings = flat_settings(saved), flat_settings(json.loads(json.dumps(self.settings)))
         differing = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
         if differing:
             name = differing[0]
@@ -227,18 +228,6 @@ def restore_random_states(
 
 def _accelerators(devices: Iterable[torch.device]) -> list[torch.device]:
     return sorted({device for device in devices if device.type != "cpu"}, key=str)
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Gives nested settings by names such as `temperature.2`."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jukebox-hf", "torch", "transformers")}
 
 
 def _short(value: Any) -> str:
