@@ -1,0 +1,220 @@
+"""transformers' Trainer with what Jukebox's training has of its own."""
+
+import contextlib
+import math
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers.utils import logging
+
+from .averaging import WeightAverage
+from .optimization import JukeboxAdam, jukebox_schedule
+
+logger = logging.get_logger(__name__)
+
+# A checkpoint's own weights, beside the averaged ones that are its model.
+RAW_WEIGHTS_NAME = "raw_weights.safetensors"
+
+
+@dataclass
+class JukeboxTrainingArguments(TrainingArguments):
+    """transformers' arguments, with the original's defaults and these of its own.
+
+    Args:
+        ema_decay (`float`, *optional*): share of the averaged weights that a step leaves; the original's default is
+            `1 - batch / 8000`. None for no averaging. Evaluated, sampled and saved are the averaged weights.
+        anneal_start (`int`): the step from which on the learning rate falls linearly.
+        anneal_steps (`int`): in how many steps it reaches 0, where training stops; 0 for a rate that stays.
+        original_optimizer (`bool`): the original's Adam ([`JukeboxAdam`]) and its schedule; otherwise what `optim` and
+            `lr_scheduler_type` say.
+    """
+
+    learning_rate: float = 3e-4
+    warmup_steps: float = 100
+    max_grad_norm: float = 1.0
+    # As in the original; each process computes the same codebooks.
+    ddp_broadcast_buffers: bool | None = False
+    # A loss that is not finite ends the run, so none must be hidden.
+    logging_nan_inf_filter: bool = False
+    # Crops are datasets of their own, whose columns are what the models take.
+    remove_unused_columns: bool | None = False
+    ema_decay: float | None = field(default=None, metadata={"help": "Share of the averaged weights that a step keeps."})
+    anneal_start: int = field(default=0, metadata={"help": "The step from which on the learning rate falls."})
+    anneal_steps: int = field(default=0, metadata={"help": "In how many steps it reaches 0; 0: it stays."})
+    original_optimizer: bool = field(default=True, metadata={"help": "The original's Adam and schedule."})
+
+
+class _AverageWeights(TrainerCallback):
+    def __init__(self, average: WeightAverage):
+        self.average = average
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.average.update()
+
+
+class _StopWhenAnnealed(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.anneal_steps and state.global_step >= args.anneal_start + args.anneal_steps:
+            control.should_training_stop = True
+
+
+class JukeboxTrainer(Trainer):
+    """What training a VQ-VAE and a prior have in common.
+
+    Averages what the model reports beside its loss over the steps of a log line; keeps an average of the weights; and
+    ends the run at a loss or gradient that is not finite, before it reaches the weights, so the last checkpoint is good.
+    """
+
+    args: JukeboxTrainingArguments
+
+    def __init__(self, model: PreTrainedModel, args: JukeboxTrainingArguments, **kwargs):
+        # Crops and windows are all of one length; Trainer's own choice would pad them.
+        kwargs.setdefault("data_collator", default_data_collator)
+        super().__init__(model=model, args=args, **kwargs)
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+        self.average = None
+        if args.ema_decay is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError(f"ema_decay={args.ema_decay}: weights that are sharded have no average; leave it out.")
+            self.average = WeightAverage(model, args.ema_decay)
+            self.add_callback(_AverageWeights(self.average))
+        if args.anneal_steps:
+            self.add_callback(_StopWhenAnnealed())
+
+    def step_metrics(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
+        """What to log of a training step beside its loss."""
+        raise NotImplementedError
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The original's Adam over all that is trained, unless the arguments or the caller chose another."""
+        if self.optimizer is not None or not self.args.original_optimizer:
+            return super().create_optimizer(model)
+        params = [param for param in (model or self.model).parameters() if param.requires_grad]
+        betas = (self.args.adam_beta1, self.args.adam_beta2)
+        self.optimizer = JukeboxAdam(
+            params, self.args.learning_rate, betas, self.args.adam_epsilon, self.args.weight_decay
+        )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """The original's warm-up and annealing, unless the arguments or the caller chose another."""
+        if self.lr_scheduler is not None or not self.args.original_optimizer:
+            return super().create_scheduler(num_training_steps, optimizer)
+        args = self.args
+        warmup = args.get_warmup_steps(num_training_steps)
+        self.lr_scheduler = jukebox_schedule(optimizer or self.optimizer, warmup, args.anneal_start, args.anneal_steps)
+        return self.lr_scheduler
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The model's loss; what else it reports is kept for the next log line."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not loss.isfinite():
+            self._stop(f"loss={loss.item()}")
+        if model.training:
+            for name, value in self.step_metrics(inputs, outputs).items():
+                self._sums[name] = self._sums.get(name, 0) + value.detach().float()
+                self._counts[name] += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        """Adds the means of what training steps reported since the last line."""
+        if "loss" in logs and self._sums:
+            names = sorted(self._sums)
+            means = torch.stack([self._sums[name] / self._counts[name] for name in names])
+            means = self.accelerator.reduce(means, "mean")
+            logs |= dict(zip(names, means.tolist()))
+            self._sums.clear()
+            self._counts.clear()
+        super().log(logs, start_time)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """As for any Trainer, with the averaged weights if there are any."""
+        with self._averaged():
+            return super().evaluate(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As for any Trainer, with the averaged weights if there are any."""
+        with self._averaged():
+            super().save_model(output_dir, _internal_call)
+
+    def _averaged(self) -> contextlib.AbstractContextManager:
+        return self.average.applied() if self.average is not None else contextlib.nullcontext()
+
+    def _clip_grad_norm(self, model):
+        norm = super()._clip_grad_norm(model)
+        # In fp16 the scaler skips such a step and lowers its scale.
+        if self.accelerator.scaler is None and not math.isfinite(norm):
+            self._stop(f"gradient norm={norm}")
+        return norm
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average is not None and self.args.should_save:
+            raw = {name: param.detach().contiguous() for name, param in self.average.weights.items()}
+            save_file(raw, os.path.join(output_dir, RAW_WEIGHTS_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average is None:
+            return
+        path = Path(resume_from_checkpoint, RAW_WEIGHTS_NAME)
+        if not path.exists():
+            raise ValueError(
+                f"{resume_from_checkpoint} has no {RAW_WEIGHTS_NAME}: it was made without ema_decay. Go on without it."
+            )
+        # The checkpoint's model is the average.
+        self.average.load_state_dict({name: param.detach() for name, param in self.average.weights.items()})
+        with torch.no_grad():
+            for name, weight in load_file(path).items():
+                self.average.weights[name].copy_(weight)
+
+    def _stop(self, what: str):
+        kept = "the last checkpoint" if self.state.global_step else "no checkpoint yet"
+        raise FloatingPointError(
+            f"{what} at step {self.state.global_step}: training ends before it reaches the weights ({kept} is good). "
+            "Resume with a lower learning rate, a smaller max_grad_norm, or in fp32."
+        )
+
+
+class JukeboxVQVAETrainer(JukeboxTrainer):
+    """Trains a [`JukeboxVQVAEModel`] on batches of [`AudioCrops`].
+
+    A log line has the parts of the loss and the codebooks' statistics; an evaluation, for each level, the spectral
+    convergence in dB, and of the codebook the entropy in bits and the share of codes that are used.
+    """
+
+    def step_metrics(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
+        """The parts of the loss and the codebooks' statistics."""
+        return outputs.metrics
+
+    @torch.no_grad()
+    def reconstruct(self, audio: torch.Tensor) -> list[torch.Tensor]:
+        """What each level, with the averaged weights, makes of audio `(1, samples)`: for each `(samples,)`."""
+        was_training = self.model.training
+        self.model.eval()
+        with self._averaged(), self.compute_loss_context_manager():
+            outputs = self.model(audio[None].to(self.args.device), return_loss=False)
+        self.model.train(was_training)
+        return [level[0, 0] for level in outputs.audio_values]
+
+
+class JukeboxPriorTrainer(JukeboxTrainer):
+    """Trains a [`JukeboxPriorModel`] on batches of [`CodeWindows`].
+
+    A log line and an evaluation have the bits per code and, for a model with lyrics, per character.
+    """
+
+    def step_metrics(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
+        """The losses in bits, unweighted."""
+        parts = {"bits_per_code": outputs.music_loss, "bits_per_character": outputs.lyric_loss}
+        return {name: value for name, value in parts.items() if value is not None}
+
+
+__all__ = ["JukeboxPriorTrainer", "JukeboxTrainingArguments", "JukeboxVQVAETrainer"]
