@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mido
@@ -142,7 +143,7 @@ def synthesize(midi: Path, sampling_rate: int) -> np.ndarray:
     return samples.mean(axis=1)
 
 
-def render(performance: Performance, folder: Path, sampling_rate: int, seed: int) -> dict[str, object]:
+def render(performance: Performance, seed: int, folder: Path, sampling_rate: int) -> dict[str, object]:
     """Renders one performance to FLAC and returns its row of the metadata file."""
     midi = folder / f"{performance.name}.mid"
     write_midi(performance, midi, np.random.default_rng(seed))
@@ -184,7 +185,7 @@ def main():
         plan = plan_performances(members, arguments.performances, rng)
         seeds = rng.integers(2**32, size=len(plan))
         with ThreadPoolExecutor() as threads:
-            jobs = threads.map(lambda job: render(job[0], folder, arguments.sampling_rate, job[1]), zip(plan, seeds))
+            jobs = threads.map(partial(render, folder=folder, sampling_rate=arguments.sampling_rate), plan, seeds)
             rows = list(track(jobs, f"Rendering {split}", total=len(plan), console=console))
         with (folder / "metadata.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])

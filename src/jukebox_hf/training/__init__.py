@@ -2,19 +2,23 @@
 
 from .audio_crops import AudioCrops, measure_bandwidth
 from .averaging import WeightAverage
-from .listening import LogReconstructions
+from .code_windows import CodeWindows, encode_music
+from .listening import LogReconstructions, LogSamples
 from .music import read_music, split_music
 from .optimization import JukeboxAdam, jukebox_schedule
 from .trainer import JukeboxPriorTrainer, JukeboxTrainingArguments, JukeboxVQVAETrainer
 
 __all__ = [
     "AudioCrops",
+    "CodeWindows",
     "JukeboxAdam",
     "JukeboxPriorTrainer",
     "JukeboxTrainingArguments",
     "JukeboxVQVAETrainer",
     "LogReconstructions",
+    "LogSamples",
     "WeightAverage",
+    "encode_music",
     "jukebox_schedule",
     "measure_bandwidth",
     "read_music",

@@ -35,6 +35,34 @@ class LogReconstructions(TrainerCallback):
                 write_sound(writer, f"crop_{index}/level_{level}", audio, self.crops.sampling_rate, state.global_step)
 
 
+class LogSamples(TrainerCallback):
+    """After each evaluation draws a window for held-out labels, and upper codes, and writes what it sounds like.
+
+    Args:
+        trainer ([`JukeboxPriorTrainer`]): whose prior to draw from, with its averaged weights.
+        windows ([`CodeWindows`]): of which the first few are taken.
+        vqvae ([`JukeboxVQVAEModel`]): decodes the codes.
+    """
+
+    def __init__(self, trainer, windows, vqvae):
+        self.trainer = trainer
+        self.windows = windows
+        self.vqvae = vqvae
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        writer = tensorboard_writer(self.trainer)
+        if writer is None:
+            return
+        level = self.windows.config.level
+        for index in range(min(SAMPLES, len(self.windows))):
+            window = {name: values[None] for name, values in self.windows[index].items()}
+            original = window.pop("input_ids")
+            del window["labels"]
+            for name, codes in (("original", original), ("drawn", self.trainer.draw(window, seed=index))):
+                audio = self.vqvae.decode(codes.cpu(), level=level).audio_values[0, 0]
+                write_sound(writer, f"window_{index}/{name}", audio, self.vqvae.config.sampling_rate, state.global_step)
+
+
 def tensorboard_writer(trainer):
     """The writer of a trainer that reports to TensorBoard; None in other processes and without it."""
     callbacks = trainer.callback_handler.callbacks
@@ -51,4 +79,4 @@ def write_sound(writer, name: str, audio: torch.Tensor, sampling_rate: int, step
     writer.add_image(f"{name}/spectrogram", picture[None, ::-1].copy(), step)
 
 
-__all__ = ["LogReconstructions", "tensorboard_writer", "write_sound"]
+__all__ = ["LogReconstructions", "LogSamples", "tensorboard_writer", "write_sound"]

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.utils import logging
 
+from ..losses_jukebox import spectral_convergence
 from .averaging import WeightAverage
 from .optimization import JukeboxAdam, jukebox_schedule
 
@@ -40,6 +42,8 @@ class JukeboxTrainingArguments(TrainingArguments):
     max_grad_norm: float = 1.0
     # As in the original; each process computes the same codebooks.
     ddp_broadcast_buffers: bool | None = False
+    # Logits and audio of all that is held out would fill the memory.
+    prediction_loss_only: bool = True
     # A loss that is not finite ends the run, so none must be hidden.
     logging_nan_inf_filter: bool = False
     # Crops are datasets of their own, whose columns are what the models take.
@@ -68,7 +72,7 @@ class JukeboxTrainer(Trainer):
     """What training a VQ-VAE and a prior have in common.
 
     Averages what the model reports beside its loss over the steps of a log line; keeps an average of the weights; and
-    ends the run at a loss or gradient that is not finite, before it reaches the weights, so the last checkpoint is good.
+    ends the run at a loss or gradient that is not finite, before it reaches the weights: the last checkpoint is good.
     """
 
     args: JukeboxTrainingArguments
@@ -79,6 +83,7 @@ class JukeboxTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
+        self._evaluation: dict[str, torch.Tensor] = {}
         self.average = None
         if args.ema_decay is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -90,6 +95,14 @@ class JukeboxTrainer(Trainer):
 
     def step_metrics(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
         """What to log of a training step beside its loss."""
+        raise NotImplementedError
+
+    def evaluation_sums(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
+        """What to add up over the batches of an evaluation."""
+        raise NotImplementedError
+
+    def evaluation_metrics(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """What to report of these sums."""
         raise NotImplementedError
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -117,11 +130,23 @@ class JukeboxTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not loss.isfinite():
             self._stop(f"loss={loss.item()}")
-        if model.training:
+        if not model.training:
+            for name, value in self.evaluation_sums(inputs, outputs).items():
+                self._evaluation[name] = self._evaluation.get(name, 0) + value.detach()
+        else:
             for name, value in self.step_metrics(inputs, outputs).items():
                 self._sums[name] = self._sums.get(name, 0) + value.detach().float()
                 self._counts[name] += 1
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """As for any Trainer, with what the model says about held-out data beside its loss."""
+        self._evaluation = {}
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums = {name: self.accelerator.reduce(value, "sum") for name, value in self._evaluation.items()}
+        metrics = self.evaluation_metrics(sums)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Adds the means of what training steps reported since the last line."""
@@ -186,22 +211,40 @@ class JukeboxTrainer(Trainer):
 class JukeboxVQVAETrainer(JukeboxTrainer):
     """Trains a [`JukeboxVQVAEModel`] on batches of [`AudioCrops`].
 
-    A log line has the parts of the loss and the codebooks' statistics; an evaluation, for each level, the spectral
-    convergence in dB, and of the codebook the entropy in bits and the share of codes that are used.
+    A log line has the parts of the loss and the codebooks' statistics; an evaluation has for each level the spectral
+    convergence in dB, and of its codebook the entropy in bits and the share of codes that are used.
     """
 
     def step_metrics(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
         """The parts of the loss and the codebooks' statistics."""
         return outputs.metrics
 
+    def evaluation_sums(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
+        """For each level the sum of the crops' spectral convergence, and how often each code occurs."""
+        target = inputs["input_values"][:, 0]
+        sums = {"crops": torch.tensor(float(len(target)), device=target.device)}
+        size = self.accelerator.unwrap_model(self.model).config.codebook_size
+        for level, (codes, audio) in enumerate(zip(outputs.audio_codes, outputs.audio_values)):
+            sums[f"convergence_{level}"] = spectral_convergence(audio[:, 0].float(), target) * len(target)
+            sums[f"counts_{level}"] = torch.bincount(codes.flatten(), minlength=size)
+        return sums
+
+    def evaluation_metrics(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Spectral convergence, entropy and usage of each level."""
+        metrics = {}
+        for level in range(sum(name.startswith("counts_") for name in sums)):
+            shares = sums[f"counts_{level}"] / sums[f"counts_{level}"].sum()
+            convergence = (sums[f"convergence_{level}"] / sums["crops"]).clamp(min=1e-10)
+            metrics[f"spectral_convergence_db_level_{level}"] = 20 * convergence.log10().item()
+            metrics[f"codebook_entropy_bits_level_{level}"] = torch.special.entr(shares).sum().item() / math.log(2)
+            metrics[f"codebook_usage_level_{level}"] = (shares > 0).float().mean().item()
+        return metrics
+
     @torch.no_grad()
     def reconstruct(self, audio: torch.Tensor) -> list[torch.Tensor]:
         """What each level, with the averaged weights, makes of audio `(1, samples)`: for each `(samples,)`."""
-        was_training = self.model.training
-        self.model.eval()
-        with self._averaged(), self.compute_loss_context_manager():
+        with self._averaged(), _evaluating(self.model), self.compute_loss_context_manager():
             outputs = self.model(audio[None].to(self.args.device), return_loss=False)
-        self.model.train(was_training)
         return [level[0, 0] for level in outputs.audio_values]
 
 
@@ -216,5 +259,33 @@ class JukeboxPriorTrainer(JukeboxTrainer):
         parts = {"bits_per_code": outputs.music_loss, "bits_per_character": outputs.lyric_loss}
         return {name: value for name, value in parts.items() if value is not None}
 
+    def evaluation_sums(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
+        """The sums over windows of the losses in bits."""
+        count = torch.tensor(float(len(inputs["input_ids"])), device=outputs.loss.device)
+        return {"windows": count} | {name: value * count for name, value in self.step_metrics(inputs, outputs).items()}
 
-__all__ = ["JukeboxPriorTrainer", "JukeboxTrainingArguments", "JukeboxVQVAETrainer"]
+    def evaluation_metrics(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """The losses in bits."""
+        return {name: (value / sums["windows"]).item() for name, value in sums.items() if name != "windows"}
+
+    @torch.no_grad()
+    def draw(self, conditions: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
+        """Draws a window `(batch, codes)`, with the averaged weights, without touching training's random numbers."""
+        model = self.accelerator.unwrap_model(self.model)
+        conditions = {name: values.to(self.args.device) for name, values in conditions.items()}
+        generator = torch.Generator(self.args.device).manual_seed(seed)
+        with self._averaged(), _evaluating(model), self.compute_loss_context_manager():
+            return model.generate(**conditions, generator=generator, max_new_tokens=model.config.context_length)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+__all__ = ["JukeboxPriorTrainer", "JukeboxTrainer", "JukeboxTrainingArguments", "JukeboxVQVAETrainer"]
