@@ -291,6 +291,19 @@ def test_a_cache_for_a_short_window_is_small():
         JukeboxCache(config, max_length=99)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@torch.no_grad()
+def test_a_step_past_the_end_of_the_cache_fails(compiled):
+    model = random_prior("top")
+    cache = JukeboxCache(model.config, max_length=1)
+    step = torch.compile(model.forward, fullgraph=True) if compiled else model.forward
+    inputs = {"decoder_input_ids": torch.zeros(1, 1, dtype=torch.long), "past_key_values": cache}
+    for _ in range(cache.get_max_length()):
+        step(**inputs)
+    with pytest.raises(RuntimeError, match="past the JukeboxCache's end"):
+        step(**inputs)
+
+
 def test_columns_of_5b_take_one_gigabyte_in_half_precision():
     with torch.device("meta"):
         cache = JukeboxCache(JukeboxPriorConfig())

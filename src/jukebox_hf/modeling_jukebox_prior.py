@@ -356,6 +356,9 @@ class JukeboxPriorModel(V4LoadingMixin, JukeboxPriorGenerationMixin, PreTrainedM
         cache.to_device(device)
         positions = positions + cache.position
         if num_positions == 1:
+            # Left to the device, since a step does not wait for it. A row or a previous layer would find room in a
+            # cache that is full, and go on with wrong keys.
+            torch._assert_async(cache.position < cache.get_max_length(), "This step is past the JukeboxCache's end.")
             step = cache.position.clone()
             return positions, {letter: PATTERNS[letter].plan_step(step, cache.grid) for letter in letters}
         start = cache.get_seq_length()
