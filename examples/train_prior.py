@@ -111,8 +111,10 @@ def train(
 ):
     """Trains a prior, or an adapter of one, saves it, and evaluates it on what was held out."""
     config = model.config
-    windows = make_windows(data, music, config, processor, seed=arguments.seed)
-    held_out_windows = make_windows(data, held_out, config, processor, random_shift=False)
+    # The other processes find in the cache what the first one encoded.
+    with arguments.main_process_first(desc="Encoding"):
+        windows = make_windows(data, music, config, processor, seed=arguments.seed)
+        held_out_windows = make_windows(data, held_out, config, processor, random_shift=False)
     step = max(1, len(held_out_windows) // data.eval_windows)
     trainer = JukeboxPriorTrainer(
         model=model,

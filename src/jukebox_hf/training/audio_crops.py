@@ -8,12 +8,11 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from ..audio_files import RESAMPLING_QUALITY
 from ..losses_jukebox import SPECTRAL_STFT, spectrogram
-from .timeline import Timeline, crop_generator
+from .timeline import SeededDataset, Timeline
 
 logger = logging.get_logger(__name__)
 
@@ -28,15 +27,16 @@ BANDWIDTH_SECONDS = 600
 BANDWIDTH_STEP = 16
 
 
-class AudioCrops(Dataset):
+class AudioCrops(SeededDataset):
     """Crops of audio files, mono, in batches of which [`JukeboxVQVAEModel`] learns: items `{"input_values": (1, n)}`.
 
     Files are laid end to end and cut as [`Timeline`] says. What an item holds follows from the seed, the epoch and its
     index alone, so two processes together see what one sees, and a resumed run what it would have seen; with workers
-    or without. The epoch is what `set_epoch` says: Trainer and accelerate call it.
+    or without. The epoch is what `set_epoch` says: the project's trainers call it; in a loop of one's own call it
+    before each epoch, since accelerate's loader does so in a single process only.
 
-    Files that cannot be read, or are shorter than a crop, are left out with a warning. A silent crop is replaced by
-    another one of its song, as long as one is found.
+    Files that cannot be read, or are shorter than a crop, are left out with a warning. With `random_shift` a silent
+    crop is replaced by another one of its song, as long as one is found.
 
     Args:
         paths (`Sequence[str]`): of audio files, whatever libsndfile reads, at any rate, mono or stereo.
@@ -61,12 +61,11 @@ class AudioCrops(Dataset):
     ):
         if crop_length < 1:
             raise ValueError(f"crop_length={crop_length}: give a positive number of samples.")
+        super().__init__(seed)
         self.crop_length = crop_length
         self.sampling_rate = sampling_rate
         self.random_shift = random_shift
         self.random_blend = random_blend
-        self.seed = seed
-        self.epoch = 0
         self.paths, lengths = [], []
         for path in map(str, paths):
             length = self._length(path)
@@ -80,15 +79,11 @@ class AudioCrops(Dataset):
             )
         self.timeline = Timeline(lengths, crop_length)
 
-    def set_epoch(self, epoch: int):
-        """Says which epoch's random numbers come next."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
         return len(self.timeline)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        rng = crop_generator(self.seed, self.epoch, index)
+        rng = self.generator(index)
         place = self.timeline.place(index, rng if self.random_shift else None)
         crop = self._read(place.song, place.start, rng)
         if self.random_shift:
@@ -102,7 +97,8 @@ class AudioCrops(Dataset):
     def _length(self, path: str) -> int | None:
         try:
             info = soundfile.info(path)
-        except (soundfile.LibsndfileError, OSError) as error:
+        # A TypeError is soundfile's answer to a file that has no header and ends in .raw.
+        except (soundfile.LibsndfileError, OSError, TypeError) as error:
             logger.warning(f"{path} is left out, as it cannot be read: {error}")
             return None
         length = info.frames * self.sampling_rate // info.samplerate

@@ -1,12 +1,13 @@
 """Windows of codes that were computed once, with their labels, as the priors are trained on them."""
 
-import math
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
-from torch.utils.data import Dataset
+from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
 from ..audio_files import audio_file_length
@@ -14,21 +15,18 @@ from ..codes import JukeboxCodeExtractor
 from ..configuration_jukebox import JukeboxPriorConfig, JukeboxVQVAEConfig
 from ..lyric_windows import lyric_window_indices, take_lyric_windows
 from ..tokenization_jukebox import JukeboxTokenizer
-from .timeline import Timeline, crop_generator
-
-if TYPE_CHECKING:
-    import os
+from .timeline import SeededDataset, Timeline
 
 logger = logging.get_logger(__name__)
 
 
 def encode_music(
-    music: datasets.Dataset, vqvae: "str | os.PathLike", levels: list[int], num_proc: int | None = None
+    music: datasets.Dataset, vqvae: str | os.PathLike, levels: list[int], num_proc: int | None = None
 ) -> datasets.Dataset:
     """Adds to rows of [`read_music`] the codes of each level, `audio_codes_{level}`, and the song's `num_samples`.
 
-    Each song is encoded once, whole: `datasets` keeps the result in its cache, where later runs find it. Songs that
-    cannot be encoded are left out with a warning.
+    Each song is encoded once, whole: `datasets` keeps the codes in its cache, where later runs find them as long as the
+    files and the VQ-VAE are the same. Songs that cannot be encoded are left out with a warning.
 
     Args:
         music: rows with a column `audio` of paths.
@@ -41,7 +39,17 @@ def encode_music(
     """
     rate = JukeboxVQVAEConfig.from_pretrained(vqvae).sampling_rate
     extractor = JukeboxCodeExtractor.from_pretrained(vqvae, levels=levels)
-    encoded = music.map(extractor, batched=True, batch_size=8, num_proc=num_proc, desc="Encoding")
+    codes = music.select_columns(["audio"]).map(
+        extractor,
+        batched=True,
+        batch_size=8,
+        remove_columns=["audio"],
+        num_proc=num_proc,
+        cache_file_name=_codes_file(music["audio"], extractor),
+        desc="Encoding",
+    )
+    # Labels are not part of what is kept: they may change without a new encoding.
+    encoded = datasets.concatenate_datasets([music, codes], axis=1)
     for path, error in zip(encoded["audio"], encoded["error"]):
         if error is not None:
             logger.warning(f"{path} is left out: {error}")
@@ -53,7 +61,19 @@ def encode_music(
     return encoded.remove_columns("error").add_column("num_samples", lengths)
 
 
-class CodeWindows(Dataset):
+def _codes_file(paths: list[str], extractor: JukeboxCodeExtractor) -> str:
+    """Where the codes of these files are kept; `datasets` names only results for datasets that lie on the disk."""
+    files = []
+    for path in paths:
+        # A missing file is told of by the extractor.
+        stat = os.stat(path) if os.path.exists(path) else None
+        files.append((path, stat and (stat.st_size, stat.st_mtime_ns)))
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "jukebox_hf")
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"codes-{Hasher.hash((files, extractor))}.arrow")
+
+
+class CodeWindows(SeededDataset):
     """Windows of one context of songs' codes, in the form in which [`JukeboxPriorModel`] takes them.
 
     The original cuts audio anywhere and encodes each crop anew; here songs are encoded once and windows start at whole
@@ -82,16 +102,20 @@ class CodeWindows(Dataset):
         random_shift: bool = True,
         seed: int = 0,
     ):
+        super().__init__(seed)
         self.config = config
         self.random_shift = random_shift
-        self.seed = seed
-        self.epoch = 0
         conditioner = config.conditioner_config
         self._factor = 1 if conditioner is None else conditioner.upsampling_factor
         self._columns = [f"audio_codes_{level}" for level in range(config.level, config.level + 1 + (self._factor > 1))]
-        missing = [name for name in (*self._columns, "num_samples") if name not in songs.column_names]
-        if missing:
-            raise ValueError(f"The songs have no column {missing[0]}: encode_music(music, vqvae, levels) makes it.")
+        needed = [*self._columns, "num_samples"]
+        needed += ["artist", "genre"] if config.num_artists else []
+        needed += ["lyrics"] if config.num_lyric_tokens else []
+        if missing := [name for name in needed if name not in songs.column_names]:
+            raise ValueError(
+                f"The songs have no column {missing[0]}: read_music(folder) makes those of the labels, and "
+                "encode_music(music, vqvae, levels) the others."
+            )
         check_vocabulary(config, tokenizer)
         songs, lengths = self._usable(songs)
         self._codes = songs.select_columns(self._columns).with_format("numpy")
@@ -100,15 +124,11 @@ class CodeWindows(Dataset):
         self._lyrics = _lyric_ids(songs, tokenizer) if config.num_lyric_tokens else None
         self.timeline = Timeline(lengths, config.context_length // self._factor)
 
-    def set_epoch(self, epoch: int):
-        """Says which epoch's random numbers come next."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
         return len(self.timeline)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        rng = crop_generator(self.seed, self.epoch, index) if self.random_shift else None
+        rng = self.generator(index) if self.random_shift else None
         place = self.timeline.place(index, rng)
         return self.window(place.song, place.start * self._factor)
 
@@ -135,15 +155,16 @@ class CodeWindows(Dataset):
     def _usable(self, songs: datasets.Dataset) -> tuple[datasets.Dataset, list[int]]:
         """The songs of which windows can be taken, and how many steps of the level above, or codes, each has."""
         config = self.config
-        counts = [[len(codes) for codes in songs.with_format("numpy")[name]] for name in self._columns]
+        counts = [self._count_codes(songs, name) for name in self._columns]
         steps = [min(row[0] // self._factor, row[-1]) for row in zip(*counts)]
         rate, least = config.sampling_rate, config.context_length // self._factor
         kept = []
         for row, (length, samples) in enumerate(zip(steps, songs["num_samples"])):
             if length < least:
                 reason = f"shorter than a context, {config.sample_length / rate:.2f} s"
-            elif config.num_time_bins and not math.ceil(config.min_duration * rate) <= samples < int(
-                config.max_duration * rate
+            # A length counts in fp32, as in the model.
+            elif config.num_time_bins and not (
+                config.min_duration * rate <= float(np.float32(samples)) < config.max_duration * rate
             ):
                 reason = f"not within the model's {config.min_duration:g} to {config.max_duration:g} s"
             else:
@@ -156,6 +177,16 @@ class CodeWindows(Dataset):
                 f"more" + (f", {config.min_duration:g} to {config.max_duration:g} s." if config.num_time_bins else ".")
             )
         return songs.select(kept), [steps[row] for row in kept]
+
+    def _count_codes(self, songs: datasets.Dataset, column: str) -> list[int]:
+        codes = songs.select_columns([column]).with_format("arrow")[:][column]
+        last = pc.max(pc.list_flatten(codes)).as_py()
+        if last is not None and last >= self.config.vocab_size:
+            raise ValueError(
+                f"{column} holds {last}, but the prior has codes up to {self.config.vocab_size - 1}: encode the music "
+                "with the VQ-VAE that the prior belongs to."
+            )
+        return pc.list_value_length(codes).to_pylist()
 
 
 def check_vocabulary(config: JukeboxPriorConfig, tokenizer: JukeboxTokenizer | None):

@@ -1,5 +1,7 @@
 """Finds the music of a folder and what its metadata file says about it."""
 
+import csv
+import json
 import os
 from pathlib import Path
 
@@ -34,10 +36,9 @@ def read_music(folder: str | os.PathLike) -> Dataset:
             raise ValueError(f"{folder} holds no audio file ({', '.join(AUDIO_SUFFIXES)}).")
         rows = [{}] * len(paths)
     else:
-        read = Dataset.from_csv if metadata[0].suffix == ".csv" else Dataset.from_json
-        rows = read(str(metadata[0]), cache_dir=None).to_list()
-        if not rows or "file_name" not in rows[0]:
-            raise ValueError(f"{metadata[0]} has no column file_name: it says which file a row is about.")
+        rows = _read_rows(metadata[0])
+        if not rows or not all(row.get("file_name") for row in rows):
+            raise ValueError(f"{metadata[0]} has a row without file_name: it says which file a row is about.")
         paths = [folder / row["file_name"] for row in rows]
         if missing := [path for path in paths if not path.exists()]:
             raise ValueError(f"{metadata[0]} names {missing[0]}, which is not there ({len(missing)} such files).")
@@ -61,8 +62,16 @@ def split_music(music: Dataset, held_out: float = 0.1) -> tuple[Dataset, Dataset
     return music.select(train), music.select(test)
 
 
+def _read_rows(path: Path) -> list[dict]:
+    # Not with datasets' readers: to them an artist "NA" is none, and "311" a number.
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        if path.suffix == ".csv":
+            return list(csv.DictReader(file))
+        return [json.loads(line) for line in file if line.strip()]
+
+
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+    return None if value in (None, "") else str(value)
 
 
 __all__ = ["read_music", "split_music"]

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch.utils.data import Dataset
 
 
 @dataclass
@@ -50,9 +52,30 @@ class Timeline:
         return Place(song, min(max(start, first), last) - first)
 
 
-def crop_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Gives each crop of each epoch its own random numbers, whichever process draws it and in whatever order."""
-    return np.random.default_rng([seed, epoch, index])
+class SeededDataset(Dataset):
+    """Items whose random numbers follow from the seed, the epoch and their index, whichever process draws them.
+
+    Args:
+        seed (`int`): of the random numbers.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        # Shared, so that workers that outlive an epoch see the next one, too.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """Whose random numbers are drawn."""
+        return self._epoch.item()
+
+    def set_epoch(self, epoch: int):
+        """Says which epoch's random numbers come next."""
+        self._epoch.fill_(epoch)
+
+    def generator(self, index: int) -> np.random.Generator:
+        """The random numbers of an item in this epoch."""
+        return np.random.default_rng([self.seed, self.epoch, index])
 
 
-__all__ = ["Place", "Timeline", "crop_generator"]
+__all__ = ["Place", "SeededDataset", "Timeline"]

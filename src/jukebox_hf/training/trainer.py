@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..losses_jukebox import spectral_convergence
@@ -22,6 +23,10 @@ logger = logging.get_logger(__name__)
 
 # A checkpoint's own weights, beside the averaged ones that are its model.
 RAW_WEIGHTS_NAME = "raw_weights.safetensors"
+# Marks, in that file, the averages of weights that are not in fp32, which the model rounds.
+AVERAGE_PREFIX = "average/"
+# A level that uses a smaller share of its codes than this, over the steps of a log line, is said to collapse.
+COLLAPSED_USAGE = 0.1
 
 
 @dataclass
@@ -32,7 +37,8 @@ class JukeboxTrainingArguments(TrainingArguments):
         ema_decay (`float`, *optional*): share of the averaged weights that a step leaves; the original's default is
             `1 - batch / 8000`. None for no averaging. Evaluated, sampled and saved are the averaged weights.
         anneal_start (`int`): the step from which on the learning rate falls linearly.
-        anneal_steps (`int`): in how many steps it reaches 0, where training stops; 0 for a rate that stays.
+        anneal_steps (`int`): in how many steps it reaches 0, where training stops, however many epochs that takes; 0
+            for a rate that stays.
         original_optimizer (`bool`): the original's Adam ([`JukeboxAdam`]) and its schedule; otherwise what `optim` and
             `lr_scheduler_type` say.
     """
@@ -53,6 +59,12 @@ class JukeboxTrainingArguments(TrainingArguments):
     anneal_steps: int = field(default=0, metadata={"help": "In how many steps it reaches 0; 0: it stays."})
     original_optimizer: bool = field(default=True, metadata={"help": "The original's Adam and schedule."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.anneal_steps:
+            last = self.anneal_start + self.anneal_steps
+            self.max_steps = min(self.max_steps, last) if self.max_steps > 0 else last
+
 
 class _AverageWeights(TrainerCallback):
     def __init__(self, average: WeightAverage):
@@ -62,17 +74,23 @@ class _AverageWeights(TrainerCallback):
         self.average.update()
 
 
-class _StopWhenAnnealed(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.anneal_steps and state.global_step >= args.anneal_start + args.anneal_steps:
-            control.should_training_stop = True
+class _SetEpoch(TrainerCallback):
+    """Tells the data its epoch: accelerate's loader does not, in several processes and where it skips batches."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(int(state.epoch or 0))
 
 
 class JukeboxTrainer(Trainer):
     """What training a VQ-VAE and a prior have in common.
 
     Averages what the model reports beside its loss over the steps of a log line; keeps an average of the weights; and
-    ends the run at a loss or gradient that is not finite, before it reaches the weights: the last checkpoint is good.
+    ends the run with a FloatingPointError at a loss or gradient that is not finite, before it reaches the weights, and
+    before weights that are not finite are saved: every checkpoint is good.
+
+    In several processes an evaluation's batches are filled up with samples from the front, as those of any Trainer;
+    for the figures of one process take a number of samples that all batches together divide.
     """
 
     args: JukeboxTrainingArguments
@@ -90,8 +108,7 @@ class JukeboxTrainer(Trainer):
                 raise ValueError(f"ema_decay={args.ema_decay}: weights that are sharded have no average; leave it out.")
             self.average = WeightAverage(model, args.ema_decay)
             self.add_callback(_AverageWeights(self.average))
-        if args.anneal_steps:
-            self.add_callback(_StopWhenAnnealed())
+        self.add_callback(_SetEpoch())
 
     def step_metrics(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
         """What to log of a training step beside its loss."""
@@ -165,15 +182,23 @@ class JukeboxTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """As for any Trainer, with the averaged weights if there are any."""
+        """As for any Trainer, with the averaged weights if there are any; only finite ones."""
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            if not tensor.isfinite().all():
+                self._stop(f"{name} is not finite")
         with self._averaged():
             super().save_model(output_dir, _internal_call)
 
     def _averaged(self) -> contextlib.AbstractContextManager:
         return self.average.applied() if self.average is not None else contextlib.nullcontext()
 
-    def _clip_grad_norm(self, model):
-        norm = super()._clip_grad_norm(model)
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.average is not None:
+            self.average.load_state_dict({name: param.detach() for name, param in self.average.weights.items()})
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
         # In fp16 the scaler skips such a step and lowers its scale.
         if self.accelerator.scaler is None and not math.isfinite(norm):
             self._stop(f"gradient norm={norm}")
@@ -183,50 +208,84 @@ class JukeboxTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.average is not None and self.args.should_save:
             raw = {name: param.detach().contiguous() for name, param in self.average.weights.items()}
+            for name, average in self.average.averages.items():
+                if raw[name].dtype != average.dtype:
+                    raw[AVERAGE_PREFIX + name] = average
             save_file(raw, os.path.join(output_dir, RAW_WEIGHTS_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
+        path = Path(resume_from_checkpoint, RAW_WEIGHTS_NAME)
+        if path.exists() != (self.average is not None):
+            made, way_out = ("with", "give one") if path.exists() else ("without", "leave it out")
+            raise ValueError(f"{resume_from_checkpoint} was made {made} ema_decay: {way_out} to go on from it.")
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.average is None:
             return
-        path = Path(resume_from_checkpoint, RAW_WEIGHTS_NAME)
-        if not path.exists():
-            raise ValueError(
-                f"{resume_from_checkpoint} has no {RAW_WEIGHTS_NAME}: it was made without ema_decay. Go on without it."
-            )
+        raw = load_file(path)
         # The checkpoint's model is the average.
-        self.average.load_state_dict({name: param.detach() for name, param in self.average.weights.items()})
+        self.average.load_state_dict(
+            {name: raw.pop(AVERAGE_PREFIX + name, param.detach()) for name, param in self.average.weights.items()}
+        )
         with torch.no_grad():
-            for name, weight in load_file(path).items():
+            for name, weight in raw.items():
                 self.average.weights[name].copy_(weight)
 
     def _stop(self, what: str):
-        kept = "the last checkpoint" if self.state.global_step else "no checkpoint yet"
+        folder = self.args.output_dir
+        kept = get_last_checkpoint(folder) if os.path.isdir(folder) else None
         raise FloatingPointError(
-            f"{what} at step {self.state.global_step}: training ends before it reaches the weights ({kept} is good). "
-            "Resume with a lower learning rate, a smaller max_grad_norm, or in fp32."
+            f"{what} at step {self.state.global_step}: training ends here; "
+            + (f"{kept} is good. Resume from it" if kept else "there is no checkpoint yet. Start again")
+            + " with a lower learning rate, a smaller max_grad_norm, or in fp32."
         )
 
 
 class JukeboxVQVAETrainer(JukeboxTrainer):
     """Trains a [`JukeboxVQVAEModel`] on batches of [`AudioCrops`].
 
-    A log line has the parts of the loss and the codebooks' statistics; an evaluation has for each level the spectral
-    convergence in dB, and of its codebook the entropy in bits and the share of codes that are used.
+    A log line has the parts of the loss, the codebooks' statistics and, for each level, the share of codes used since
+    the last line, with a warning where a codebook collapses; an evaluation has for each level the spectral convergence
+    in dB, and of its codebook the entropy in bits and the share of codes that are used.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._code_counts: list[torch.Tensor] = []
 
     def step_metrics(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
         """The parts of the loss and the codebooks' statistics."""
+        counts = [self._count(codes) for codes in outputs.audio_codes]
+        kept = self._code_counts
+        self._code_counts = [a + b for a, b in zip(kept, counts)] if kept else counts
         return outputs.metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        """Adds for each level the share of codes used since the last line, and warns of a level that collapses."""
+        if "loss" in logs and self._code_counts:
+            for level, counts in enumerate(self.accelerator.reduce(torch.stack(self._code_counts), "sum")):
+                # Fewer codes than the codebook has cannot use all of it.
+                possible = min(len(counts), counts.sum().item())
+                usage = logs[f"codebook_usage_level_{level}"] = (counts > 0).sum().item() / possible
+                if usage < COLLAPSED_USAGE:
+                    logger.warning(
+                        f"Step {self.state.global_step}: the codebook of level {level} collapses: of {possible} codes "
+                        f"that could have been used since the last line, {usage:.1%} were. Try a lower learning rate, "
+                        "or a codebook_revival_threshold above 0, which restarts unused codes."
+                    )
+            self._code_counts = []
+        super().log(logs, start_time)
+
+    def _count(self, codes: torch.Tensor) -> torch.Tensor:
+        size = self.accelerator.unwrap_model(self.model).config.codebook_size
+        return torch.bincount(codes.flatten(), minlength=size)
 
     def evaluation_sums(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
         """For each level the sum of the crops' spectral convergence, and how often each code occurs."""
         target = inputs["input_values"][:, 0]
         sums = {"crops": torch.tensor(float(len(target)), device=target.device)}
-        size = self.accelerator.unwrap_model(self.model).config.codebook_size
         for level, (codes, audio) in enumerate(zip(outputs.audio_codes, outputs.audio_values)):
             sums[f"convergence_{level}"] = spectral_convergence(audio[:, 0].float(), target) * len(target)
-            sums[f"counts_{level}"] = torch.bincount(codes.flatten(), minlength=size)
+            sums[f"counts_{level}"] = self._count(codes)
         return sums
 
     def evaluation_metrics(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
