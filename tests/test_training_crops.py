@@ -143,7 +143,7 @@ def test_a_silent_song_gives_silence(tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(3 * CROP), RATE)
     crops = AudioCrops([tmp_path / "silence.wav"], CROP, RATE)
     assert not crops[0]["input_values"].any()
-    with pytest.raises(ValueError, match="3 crops .* silent"):
+    with pytest.raises(ValueError, match=r"3 crops .* silent"):
         measure_bandwidth(crops)
 
 
@@ -170,10 +170,10 @@ def test_a_file_that_turns_out_bad_is_named(tmp_path):
     audio = melody(8000)
     audio[:] = np.nan
     soundfile.write(paths[0], audio, RATE, subtype="FLOAT")
-    with pytest.raises(ValueError, match="song_0.wav holds NaN"):
+    with pytest.raises(ValueError, match=r"song_0.wav holds NaN"):
         crops[0]
     (tmp_path / "song_0.wav").write_text("no audio")
-    with pytest.raises(ValueError, match="song_0.wav cannot be read"):
+    with pytest.raises(ValueError, match=r"song_0.wav cannot be read"):
         crops[0]
 
 

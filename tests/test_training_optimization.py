@@ -116,9 +116,7 @@ def _model(dtype=torch.float32):
 def test_average_of_half_precision_weights_is_kept_in_fp32():
     model = _model(torch.bfloat16)
     average = WeightAverage(model, 0.9)
-    expected = {
-        name: p.detach().double().numpy() for name, p in model.named_parameters() if p.requires_grad
-    }
+    expected = {name: p.detach().double().numpy() for name, p in model.named_parameters() if p.requires_grad}
     assert "1.bias" not in expected and average.state_dict().keys() == expected.keys()
     for _ in range(5):
         with torch.no_grad():
@@ -153,6 +151,6 @@ def test_average_takes_the_place_of_the_weights_for_a_while():
 def test_average_refuses_other_weights_and_decays():
     with pytest.raises(ValueError, match="ema_decay=1"):
         WeightAverage(_model(), 1.0)
-    with pytest.raises(ValueError, match="another model: 2.weight"):
+    with pytest.raises(ValueError, match=r"another model: 2.weight"):
         average = WeightAverage(_model(), 0.9)
         average.load_state_dict(average.state_dict() | {"2.weight": torch.ones(1)})

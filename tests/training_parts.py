@@ -84,5 +84,5 @@ def losses_of(trainer) -> list[float]:
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def crops_of(folder: Path, **settings) -> AudioCrops:
-    return AudioCrops(write_music(folder), CROP, RATE, **settings)
+def crops_of(folder: Path, seconds=(3.0, 2.5, 4.0, 3.3), **settings) -> AudioCrops:
+    return AudioCrops(write_music(folder, seconds), CROP, RATE, **settings)

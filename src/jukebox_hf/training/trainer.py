@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..losses_jukebox import spectral_convergence
+from ..modeling_jukebox_prior import SAMPLING
 from .averaging import WeightAverage
 from .optimization import JukeboxAdam, jukebox_schedule
 
@@ -61,6 +62,9 @@ class JukeboxTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        # Otherwise the order of the data follows from torch's seed at the moment, and a resumed run may have another.
+        if self.data_seed is None:
+            self.data_seed = self.seed
         if self.anneal_steps:
             last = self.anneal_start + self.anneal_steps
             self.max_steps = min(self.max_steps, last) if self.max_steps > 0 else last
@@ -334,7 +338,9 @@ class JukeboxPriorTrainer(JukeboxTrainer):
         conditions = {name: values.to(self.args.device) for name, values in conditions.items()}
         generator = torch.Generator(self.args.device).manual_seed(seed)
         with self._averaged(), _evaluating(model), self.compute_loss_context_manager():
-            return model.generate(**conditions, generator=generator, max_new_tokens=model.config.context_length)
+            return model.generate(
+                **conditions, **SAMPLING, generator=generator, max_new_tokens=model.config.context_length
+            )
 
 
 @contextlib.contextmanager
