@@ -25,8 +25,8 @@ def encode_music(
 ) -> datasets.Dataset:
     """Adds to rows of [`read_music`] the codes of each level, `audio_codes_{level}`, and the song's `num_samples`.
 
-    Each song is encoded once, whole: `datasets` keeps the codes in its cache, where later runs find them as long as the
-    files and the VQ-VAE are the same. Songs that cannot be encoded are left out with a warning.
+    Each song is encoded once, whole: `datasets` keeps each level's codes in its cache, where later runs find them as
+    long as the files and the VQ-VAE are the same. Songs that cannot be encoded are left out with a warning.
 
     Args:
         music: rows with a column `audio` of paths.
@@ -38,27 +38,34 @@ def encode_music(
         ValueError: no song that could be encoded.
     """
     rate = JukeboxVQVAEConfig.from_pretrained(vqvae).sampling_rate
-    extractor = JukeboxCodeExtractor.from_pretrained(vqvae, levels=levels)
-    codes = music.select_columns(["audio"]).map(
+    # Each level apart: the priors of two levels share the codes of the one between them.
+    parts = [_encode_level(music, vqvae, level, num_proc) for level in levels]
+    errors = [next(filter(None, row), None) for row in zip(*(part["error"] for part in parts))]
+    for path, error in zip(music["audio"], errors):
+        if error is not None:
+            logger.warning(f"{path} is left out: {error}")
+    good = [row for row, error in enumerate(errors) if error is None]
+    if not good:
+        raise ValueError(f"None of the {len(music)} songs could be encoded: the warnings before say why.")
+    # Labels are not part of what is kept: they may change without a new encoding.
+    encoded = datasets.concatenate_datasets([music, *(part.remove_columns("error") for part in parts)], axis=1)
+    encoded = encoded.select(good) if len(good) < len(encoded) else encoded
+    return encoded.add_column("num_samples", [audio_file_length(path, rate) for path in encoded["audio"]])
+
+
+def _encode_level(
+    music: datasets.Dataset, vqvae: str | os.PathLike, level: int, num_proc: int | None
+) -> datasets.Dataset:
+    extractor = JukeboxCodeExtractor.from_pretrained(vqvae, levels=[level])
+    return music.select_columns(["audio"]).map(
         extractor,
         batched=True,
         batch_size=8,
         remove_columns=["audio"],
         num_proc=num_proc,
         cache_file_name=_codes_file(music["audio"], extractor),
-        desc="Encoding",
+        desc=f"Encoding level {level}",
     )
-    # Labels are not part of what is kept: they may change without a new encoding.
-    encoded = datasets.concatenate_datasets([music, codes], axis=1)
-    for path, error in zip(encoded["audio"], encoded["error"]):
-        if error is not None:
-            logger.warning(f"{path} is left out: {error}")
-    good = [row for row, error in enumerate(encoded["error"]) if error is None]
-    if not good:
-        raise ValueError(f"None of the {len(music)} songs could be encoded: the warnings before say why.")
-    encoded = encoded.select(good) if len(good) < len(encoded) else encoded
-    lengths = [audio_file_length(path, rate) for path in encoded["audio"]]
-    return encoded.remove_columns("error").add_column("num_samples", lengths)
 
 
 def _codes_file(paths: list[str], extractor: JukeboxCodeExtractor) -> str:
