@@ -14,7 +14,6 @@ from pathlib import Path
 import datasets
 from torch.utils.data import Subset
 from transformers import HfArgumentParser, PreTrainedModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from jukebox_hf import (
     JukeboxFeatureExtractor,
@@ -125,10 +124,7 @@ def train(
     )
     if data.log_samples:
         trainer.add_callback(LogSamples(trainer, held_out_windows, JukeboxVQVAEModel.from_pretrained(data.vqvae)))
-    resume = arguments.resume_from_checkpoint
-    if resume in ("true", "True"):
-        resume = get_last_checkpoint(arguments.output_dir)
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=arguments.checkpoint_to_resume)
     trainer.save_model()
     trainer.save_metrics("eval", trainer.evaluate())
 

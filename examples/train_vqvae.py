@@ -12,7 +12,6 @@ from pathlib import Path
 
 from torch.utils.data import Subset
 from transformers import HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from jukebox_hf import JukeboxFeatureExtractor, JukeboxVQVAEConfig, JukeboxVQVAEModel
 from jukebox_hf.training import (
@@ -87,10 +86,7 @@ def main():
         processing_class=JukeboxFeatureExtractor(sampling_rate=rate, hop_length=config.hop_length),
     )
     trainer.add_callback(LogReconstructions(trainer, held_out_crops))
-    resume = arguments.resume_from_checkpoint
-    if resume in ("true", "True"):
-        resume = get_last_checkpoint(arguments.output_dir)
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=arguments.checkpoint_to_resume)
     trainer.save_model()
     trainer.save_metrics("eval", trainer.evaluate())
 

@@ -69,6 +69,13 @@ class JukeboxTrainingArguments(TrainingArguments):
             last = self.anneal_start + self.anneal_steps
             self.max_steps = min(self.max_steps, last) if self.max_steps > 0 else last
 
+    @property
+    def checkpoint_to_resume(self) -> str | None:
+        """The folder that `resume_from_checkpoint` names; with `"true"` that of the last checkpoint, if there is any."""
+        if str(self.resume_from_checkpoint).lower() != "true":
+            return self.resume_from_checkpoint
+        return get_last_checkpoint(self.output_dir) if os.path.isdir(self.output_dir) else None
+
 
 class _AverageWeights(TrainerCallback):
     def __init__(self, average: WeightAverage):
