@@ -71,7 +71,7 @@ class JukeboxTrainingArguments(TrainingArguments):
 
     @property
     def checkpoint_to_resume(self) -> str | None:
-        """The folder that `resume_from_checkpoint` names; with `"true"` that of the last checkpoint, if there is any."""
+        """What `resume_from_checkpoint` names; with `"true"` the folder of the last checkpoint, if there is any."""
         if str(self.resume_from_checkpoint).lower() != "true":
             return self.resume_from_checkpoint
         return get_last_checkpoint(self.output_dir) if os.path.isdir(self.output_dir) else None
