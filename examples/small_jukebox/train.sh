@@ -23,7 +23,7 @@ prior() {
     --per_device_train_batch_size 8 --learning_rate 1e-3 --weight_decay 0.01 --ema_decay 0.995 \
     --anneal_start "$2" --anneal_steps "$3"
 }
-prior 2 1000 3000
+prior 2 1000 2000
 prior 1 500 1500
 prior 0 500 1500
 
