@@ -42,7 +42,7 @@ class Conditional:
     Args:
         contexts (`Sequence[np.ndarray]`): for each training song what each of its codes is seen with.
         songs (`Sequence[np.ndarray]`): the codes, of the same lengths.
-        vocab_size (`int`): of both codebooks.
+        unigram ([`Unigram`]): of the same songs.
         strength (`float`, *optional*): default the best of `STRENGTHS` on every tenth song, with the counts of the
             others.
     """
@@ -51,17 +51,17 @@ class Conditional:
         self,
         contexts: Sequence[np.ndarray],
         songs: Sequence[np.ndarray],
-        vocab_size: int,
+        unigram: Unigram,
         strength: float | None = None,
     ):
-        self.unigram = Unigram(songs, vocab_size)
+        self.unigram, size = unigram, len(unigram.probabilities)
         if strength is None:
             (known, held_contexts), (others, choosing) = _split(contexts), _split(songs)
-            trial = Conditional(known, others, vocab_size, STRENGTHS[0])
+            trial = Conditional(known, others, Unigram(others, size, unigram.alpha), STRENGTHS[0])
             strength = min(STRENGTHS, key=lambda value: trial._bits(held_contexts, choosing, value).mean())
         self.strength = strength
-        pairs = np.concatenate(contexts).astype(np.int64) * vocab_size + np.concatenate(songs)
-        self.counts = np.bincount(pairs, minlength=vocab_size**2).reshape(vocab_size, vocab_size)
+        pairs = np.concatenate(contexts).astype(np.int64) * size + np.concatenate(songs)
+        self.counts = np.bincount(pairs, minlength=size**2).reshape(size, size)
         self.totals = self.counts.sum(axis=1)
 
     def bits(self, contexts: Sequence[np.ndarray], codes: Sequence[np.ndarray]) -> np.ndarray:
@@ -76,7 +76,7 @@ class Conditional:
 
 def bigram(songs: Sequence[np.ndarray], vocab_size: int) -> Conditional:
     """Counts codes after the code before."""
-    return Conditional([codes[:-1] for codes in songs], [codes[1:] for codes in songs], vocab_size)
+    return Conditional([codes[:-1] for codes in songs], [codes[1:] for codes in songs], Unigram(songs, vocab_size))
 
 
 def bigram_bits(counted: Conditional, windows: Sequence[np.ndarray]) -> np.ndarray:

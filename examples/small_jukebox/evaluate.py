@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 from codec_figures import measure_reconstruction
 from figure_tables import to_markdown
-from label_figures import draw_lower_levels, draw_songs, measure_labels, sound_of
+from label_figures import draw_lower_levels, draw_songs, measure_labels
 from material import Material, load_material
 from prior_figures import measure_prior
 from probe_figures import measure_embeddings
@@ -34,16 +34,15 @@ def measure_drawn_songs(material: Material, arguments: argparse.Namespace, conso
     """Draws songs, keeps the sound of those that went through all levels, and measures how they follow their labels."""
     sizes = {"train": arguments.excerpts, "test": arguments.held_out_excerpts}
     songs = draw_songs(material, console, arguments.songs, arguments.seed)
-    figures = [measure_labels(material, material.top, songs, console, **sizes)]
+    figures = [measure_labels(material, songs, console, **sizes)]
     if arguments.full_songs:
         songs = draw_lower_levels(material, songs, console, arguments.full_songs, arguments.seed)
-        figures.append(measure_labels(material, 0, songs, console, **sizes))
-    level = figures[-1]["level"]
+        figures.append(measure_labels(material, songs, console, **sizes))
     folder = arguments.output / "songs"
     folder.mkdir(exist_ok=True)
-    for index, audio in enumerate(sound_of(material, level, songs.codes)):
+    for index, audio in enumerate(songs.audio):
         name = f"{index:02d}_{songs.artists[index]}_{songs.genres[index]}.wav".replace(" ", "_").replace("#", "s")
-        write_audio(folder / name, [audio[:, None]], material.sampling_rate)
+        write_audio(folder / name, [audio], material.sampling_rate)
     return figures
 
 

@@ -5,26 +5,33 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from material import Material, batches, cut_excerpts
+from material import Excerpts, Material, batches, cut_excerpts
 from probe_figures import accuracy, fit_probe, interval, shuffled_score
 from rich.console import Console
 from rich.progress import Progress, track
 from sound_features import chroma, estimate_keys, key_scores, mel_spectra, parse_key
 from transformers import BatchFeature
 
+from jukebox_hf.generation_jukebox import JukeboxGenerationOutput, JukeboxProgress
+
+# Songs that are drawn at a time.
 BATCH_SIZE = 24
 
 
 @dataclass
 class DrawnSongs:
-    """Codes of songs that were drawn, and what was asked for.
+    """Songs that were drawn, and what was asked for.
 
     Args:
+        level: the lowest that was drawn.
+        audio: `(songs, samples)`, decoded from that level.
         codes: `(songs, codes)` of the top level.
         artists, genres: names.
         conditions: the processor's, for all levels.
     """
 
+    level: int
+    audio: np.ndarray
     codes: torch.Tensor
     artists: list[str]
     genres: list[str]
@@ -33,81 +40,80 @@ class DrawnSongs:
 
 def draw_songs(material: Material, console: Console, per_artist: int, seed: int = 0) -> DrawnSongs:
     """Draws the first context of songs at the top level, for each instrument as many, and all keys in turn."""
-    prior, rng = material.model.priors[material.top], np.random.default_rng(seed)
+    config, rng = material.model.priors[material.top].config, np.random.default_rng(seed)
     artists = [name for name in sorted(set(material.train["artist"])) for _ in range(per_artist)]
     keys = rng.permutation(sorted(set(material.train["genre"]))).tolist()
     genres = [keys[index % len(keys)] for index in range(len(artists))]
-    longest = prior.config.max_duration - 1 / material.sampling_rate
-    seconds = np.clip(
-        np.median(material.train["num_samples"]) / material.sampling_rate, prior.config.min_duration, longest
+    longest = config.max_duration - 1 / material.sampling_rate
+    usual = np.median(material.train["num_samples"]) / material.sampling_rate
+    seconds = float(np.clip(usual, config.min_duration, longest))
+    conditions = material.processor(artist=artists, genre=genres, total_seconds=seconds)
+    output = _draw(material, [material.top], conditions, console, seed, max_length=config.context_length)
+    return DrawnSongs(
+        material.top, output.audio[:, 0].numpy(), output.audio_codes[material.top], artists, genres, conditions
     )
-    conditions = material.processor(artist=artists, genre=genres, total_seconds=float(seconds))
-    labels = {name: conditions[name] for name in ("total_length", "offset")}
-    labels |= {name: conditions[name][:, material.top] for name in ("artist_ids", "genre_ids")}
-    generator, drawn = torch.Generator().manual_seed(seed), []
-    for rows in track(batches(len(artists), BATCH_SIZE), "Drawing songs", console=console, transient=True):
-        drawn.append(prior.generate(**{name: values[rows] for name, values in labels.items()}, generator=generator))
-    return DrawnSongs(torch.cat(drawn), artists, genres, conditions)
 
 
-def draw_lower_levels(material: Material, songs: DrawnSongs, console: Console, per_artist: int, seed: int = 0):
-    """Draws all levels below of the beginnings of some songs, of half a context or as much as an upsampler needs.
-
-    Returns:
-        [`DrawnSongs`], whose codes are those of level 0.
-    """
-    rows = [
-        index
-        for name in dict.fromkeys(songs.artists)
-        for index in [row for row, own in enumerate(songs.artists) if own == name][:per_artist]
-    ]
+def draw_lower_levels(
+    material: Material, songs: DrawnSongs, console: Console, per_artist: int, seed: int = 0
+) -> DrawnSongs:
+    """Draws all levels below of the beginnings of some songs, of half a context or as much as an upsampler needs."""
+    chosen: dict[str, list[int]] = {}
+    for row, name in enumerate(songs.artists):
+        chosen.setdefault(name, []).append(row)
+    rows = [row for own in chosen.values() for row in own[:per_artist]]
     lower = list(range(material.top))
     needed = max(material.model.priors[level].config.sample_length for level in lower)
-    length = max(songs.codes.shape[1] // 2, math.ceil(needed / material.hop_lengths[-1]))
+    codes = songs.codes[rows, : max(songs.codes.shape[1] // 2, math.ceil(needed / material.hop_lengths[-1]))]
     conditions = BatchFeature({name: values[rows] for name, values in songs.conditions.items()})
-    with Progress(console=console, transient=True) as progress:
-        tasks = {level: progress.add_task(f"Drawing level {level}", total=None) for level in reversed(lower)}
-        output = material.model.generate(
-            **conditions,
-            audio_codes=[*[None] * material.top, songs.codes[rows, :length]],
-            levels=lower,
-            batch_size=len(rows),
-            generator=torch.Generator().manual_seed(seed),
-            callback=lambda now: progress.update(tasks[now.level], completed=now.position, total=now.total),
-        )
+    output = _draw(material, lower, conditions, console, seed, audio_codes=[*[None] * material.top, codes])
     artists, genres = ([names[row] for row in rows] for names in (songs.artists, songs.genres))
-    return DrawnSongs(output.audio_codes[0], artists, genres, conditions)
+    return DrawnSongs(0, output.audio[:, 0].numpy(), codes, artists, genres, conditions)
 
 
-@torch.no_grad()
-def sound_of(material: Material, level: int, codes: torch.Tensor) -> np.ndarray:
+def _draw(
+    material: Material, levels: list[int], conditions: BatchFeature, console: Console, seed: int, **how
+) -> JukeboxGenerationOutput:
+    with Progress(console=console, transient=True) as progress:
+        tasks = {level: progress.add_task(f"Drawing level {level}", total=None) for level in reversed(levels)}
+
+        def show(now: JukeboxProgress):
+            progress.update(tasks[now.level], completed=now.position, total=now.total)
+
+        return material.model.generate(
+            **conditions,
+            **how,
+            levels=levels,
+            batch_size=BATCH_SIZE,
+            generator=torch.Generator().manual_seed(seed),
+            callback=show,
+        )
+
+
+def decode_excerpts(material: Material, level: int, excerpts: Excerpts, console: Console) -> np.ndarray:
     """Decodes excerpts to `(excerpts, samples)`."""
-    rows = batches(len(codes), 8)
-    return np.concatenate([material.model.vqvae.decode(codes[row], level=level).audio_values[:, 0] for row in rows])
+    rows = track(batches(len(excerpts), 8), f"Decoding level {level}", console=console, transient=True)
+    decoded = [material.model.vqvae.decode(excerpts.codes[row], level=level).audio_values[:, 0] for row in rows]
+    return torch.cat(decoded).numpy()
 
 
-def measure_labels(material: Material, level: int, drawn: DrawnSongs, console: Console, train: int, test: int) -> dict:
+def measure_labels(material: Material, drawn: DrawnSongs, console: Console, train: int, test: int) -> dict:
     """Has a classifier name the instrument, and templates the key, of drawn songs.
 
     The classifier learns from training music that went through the same level of the VQ-VAE: one that learned from
     recordings might hear the codec where it should hear the instrument. How it does on held-out music that did, too, is
     the most that drawn songs can reach.
     """
-    length = drawn.codes.shape[1]
-    known, held_out = (
-        cut_excerpts(material.train, level, length, train),
-        cut_excerpts(material.test, level, length, test),
-    )
-    features, chromas = {}, {}
-    for name, codes in track(
-        {"train": known.codes, "test": held_out.codes, "drawn": drawn.codes}.items(),
-        f"Decoding level {level}",
-        console=console,
-        transient=True,
-    ):
-        audio = sound_of(material, level, codes)
-        features[name] = mel_spectra(audio, material.sampling_rate)
-        chromas[name] = chroma(audio, material.sampling_rate)
+    level, rate = drawn.level, material.sampling_rate
+    length = drawn.audio.shape[1] // material.hop_lengths[level]
+    known = cut_excerpts(material.train, level, length, train)
+    held_out = cut_excerpts(material.test, level, length, test)
+    sounds = {
+        "train": decode_excerpts(material, level, known, console),
+        "test": decode_excerpts(material, level, held_out, console),
+        "drawn": drawn.audio,
+    }
+    features = {name: mel_spectra(audio, rate) for name, audio in sounds.items()}
     instruments = sorted(set(known.artists))
     probe = fit_probe(features["train"], np.array(known.artists), known.songs)
     heard = probe.predict(features["drawn"])
@@ -117,10 +123,10 @@ def measure_labels(material: Material, level: int, drawn: DrawnSongs, console: C
     ]
     return {
         "level": level,
-        "seconds": length * material.hop_lengths[level] / material.sampling_rate,
+        "seconds": drawn.audio.shape[1] / rate,
         "train": len(known),
         "test": len(held_out),
-        "drawn": len(drawn.codes),
+        "drawn": len(drawn.audio),
         "instrument": {
             "chance": 1 / len(instruments),
             "held_out": _with_interval(np.array(held_out.artists) == probe.predict(features["test"]), held_out.songs),
@@ -129,8 +135,8 @@ def measure_labels(material: Material, level: int, drawn: DrawnSongs, console: C
             "confusion": confusion,
         },
         "key": {
-            "held_out": key_figures(held_out.genres, chromas["test"], held_out.songs),
-            "drawn": key_figures(drawn.genres, chromas["drawn"], np.arange(len(heard))),
+            "held_out": key_figures(held_out.genres, chroma(sounds["test"], rate), held_out.songs),
+            "drawn": key_figures(drawn.genres, chroma(sounds["drawn"], rate), np.arange(len(heard))),
         },
     }
 

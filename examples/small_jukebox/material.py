@@ -15,7 +15,7 @@ from jukebox_hf.training import encode_music, read_music
 
 @dataclass
 class Material:
-    """A model, and the songs that it was and was not trained on: rows of `encode_music` with the codes of all levels."""
+    """A model, and the songs that it was and was not trained on: rows of `encode_music`, of all levels."""
 
     model: JukeboxModel
     processor: JukeboxProcessor

@@ -74,7 +74,7 @@ def other_song(songs: np.ndarray) -> np.ndarray:
 def wrong_labels(
     material: Material, windows: dict[str, torch.Tensor], rng: np.random.Generator
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Windows with other artists, other genres, both, and with neither (id 0): each label differs from the right one."""
+    """Windows with other artists, other genres, both, and neither (id 0); each is wrong everywhere."""
     tokenizer = material.processor.tokenizer
     version = tokenizer.versions[-1]
     artists = _others(windows["artist_ids"], sorted(set(tokenizer.artists[version].values()) - {0}), rng)
@@ -111,7 +111,7 @@ def count_codes(material: Material, level: int, windows: dict[str, torch.Tensor]
         beside = Conditional(
             [above[:length] for above, length in zip(upper, lengths)],
             [own[:length] for own, length in zip(songs, lengths)],
-            size,
+            alone,
         )
         above = [np.repeat(codes, factor) for codes in windows["upper_codes"].numpy()]
         figures |= {"code_above": float(beside.bits(above, targets).mean()), "code_above_strength": beside.strength}
