@@ -84,14 +84,13 @@ def _labels(levels: list[dict]) -> list[str]:
     for figures in levels:
         instrument, key = figures["instrument"], figures["key"]
         through = "the top level alone" if figures is levels[0] else "all levels"
-        rows = [["instrument", _share(instrument["chance"]), *(_percent(instrument[s]) for s in ("held_out", "drawn"))]]
+        rows = [_compared("instrument", instrument["held_out"], instrument["drawn"])]
         titles = {"key": "key", "weighted": "key, MIREX-weighted", "tonic": "tonic", "mode": "major or minor"}
-        for name, title in titles.items():
-            rows.append([title, _share(key["drawn"][name]["chance"]), *(_percent(key[s][name]) for s in key)])
+        rows += [_compared(title, key["held_out"][name], key["drawn"][name]) for name, title in titles.items()]
         confusion = [[name, *map(str, row)] for name, row in zip(instrument["names"], instrument["confusion"])]
         parts += [
             f"Of {figures['drawn']} songs of {figures['seconds']:.2f} s, drawn at {through}:",
-            _table(["", "Chance", "Held-out music", "Drawn songs"], rows),
+            _table(["", "Held-out music", "chance", "Drawn songs", "chance"], rows),
             "Asked for (rows) and heard (columns):",
             _table(["", *instrument["names"]], confusion),
         ]
@@ -102,6 +101,10 @@ def _labels(levels: list[dict]) -> list[str]:
         "codec from the instrument; held-out music shows the most to be expected. Chance is what the same answers "
         "would score if the labels were shuffled. The key of a stretch need not be that of its song.",
     ]
+
+
+def _compared(title: str, held_out: dict, drawn: dict) -> list[str]:
+    return [title, _percent(held_out), _share(held_out["chance"]), _percent(drawn), _share(drawn["chance"])]
 
 
 def _embeddings(figures: dict) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from material import Excerpts, Material, batches, cut_excerpts
-from probe_figures import accuracy, fit_probe, interval, shuffled_score
+from probe_figures import accuracy, fit_probe, scored
 from rich.console import Console
 from rich.progress import Progress, track
 from sound_features import chroma, estimate_keys, key_scores, mel_spectra, parse_key
@@ -113,31 +113,31 @@ def measure_labels(material: Material, drawn: DrawnSongs, console: Console, trai
         "test": decode_excerpts(material, level, held_out, console),
         "drawn": drawn.audio,
     }
-    features = {name: mel_spectra(audio, rate) for name, audio in sounds.items()}
-    instruments = sorted(set(known.artists))
-    probe = fit_probe(features["train"], np.array(known.artists), known.songs)
-    heard = probe.predict(features["drawn"])
-    confusion = [
-        [int(sum(own == asked and other == name for own, other in zip(drawn.artists, heard))) for name in instruments]
-        for asked in instruments
-    ]
     return {
         "level": level,
         "seconds": drawn.audio.shape[1] / rate,
         "train": len(known),
         "test": len(held_out),
         "drawn": len(drawn.audio),
-        "instrument": {
-            "chance": 1 / len(instruments),
-            "held_out": _with_interval(np.array(held_out.artists) == probe.predict(features["test"]), held_out.songs),
-            "drawn": _with_interval(np.array(drawn.artists) == heard, np.arange(len(heard))),
-            "names": instruments,
-            "confusion": confusion,
-        },
+        "instrument": instrument_figures(
+            {name: mel_spectra(audio, rate) for name, audio in sounds.items()}, known, held_out, drawn
+        ),
         "key": {
             "held_out": key_figures(held_out.genres, chroma(sounds["test"], rate), held_out.songs),
-            "drawn": key_figures(drawn.genres, chroma(sounds["drawn"], rate), np.arange(len(heard))),
+            "drawn": key_figures(drawn.genres, chroma(sounds["drawn"], rate), np.arange(len(drawn.genres))),
         },
+    }
+
+
+def instrument_figures(features: dict[str, np.ndarray], known: Excerpts, held_out: Excerpts, drawn: DrawnSongs) -> dict:
+    """Compares the instruments that a classifier hears with those that songs have, or were asked for."""
+    probe = fit_probe(features["train"], np.array(known.artists), known.songs)
+    names, asked, heard = sorted(set(known.artists)), np.array(drawn.artists), probe.predict(features["drawn"])
+    return {
+        "held_out": scored(np.array(held_out.artists), probe.predict(features["test"]), held_out.songs),
+        "drawn": scored(asked, heard, np.arange(len(asked))),
+        "names": names,
+        "confusion": [[int(((asked == own) & (heard == other)).sum()) for other in names] for own in names],
     }
 
 
@@ -150,12 +150,4 @@ def key_figures(genres: list[str], chromas: np.ndarray, songs: np.ndarray) -> di
         "tonic": lambda own, other: accuracy(own % 12, other % 12),
         "mode": lambda own, other: accuracy(own // 12, other // 12),
     }
-    return {
-        name: _with_interval(score(references, estimates), songs)
-        | {"chance": shuffled_score(references, estimates, score)}
-        for name, score in scores.items()
-    }
-
-
-def _with_interval(scores: np.ndarray, songs: np.ndarray) -> dict:
-    return {"score": float(np.mean(scores)), "interval": interval(scores.astype(float), songs)}
+    return {name: scored(references, estimates, songs, score) for name, score in scores.items()}

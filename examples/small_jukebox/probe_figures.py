@@ -1,5 +1,7 @@
 """What linear probes find out about music from a prior's hidden states, and from simpler features."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from material import Excerpts, Material, batches, cut_excerpts, original_audio
@@ -19,6 +21,8 @@ INVERSE_STRENGTHS = np.logspace(-4, 1, 6).tolist()
 FOLDS = 5
 RESAMPLES = 1000
 BATCH_SIZE = 16
+# Takes references and estimates to a score for each.
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def fit_probe(features: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> GridSearchCV:
@@ -38,13 +42,23 @@ def interval(scores: np.ndarray, groups: np.ndarray, seed: int = 0) -> tuple[flo
     return float(low), float(high)
 
 
-def shuffled_score(references: np.ndarray, estimates: np.ndarray, score) -> float:
+def shuffled_score(references: np.ndarray, estimates: np.ndarray, score: Score) -> float:
     """The mean score of these estimates if every excerpt could have any other's reference: what chance gives."""
-    return float(np.mean([score(references, np.full_like(references, estimate)).mean() for estimate in estimates]))
+    return float(np.mean([score(references, np.full(len(references), estimate)).mean() for estimate in estimates]))
 
 
 def accuracy(references: np.ndarray, estimates: np.ndarray) -> np.ndarray:
     return (references == estimates).astype(float)
+
+
+def scored(references: np.ndarray, estimates: np.ndarray, songs: np.ndarray, score: Score = accuracy) -> dict:
+    """Gives the mean score with its interval, and that of chance."""
+    scores = score(references, estimates)
+    return {
+        "score": float(scores.mean()),
+        "interval": interval(scores, songs),
+        "chance": shuffled_score(references, estimates, score),
+    }
 
 
 def measure_embeddings(material: Material, console: Console, train: int, test: int, seed: int = 0) -> dict:
@@ -88,22 +102,13 @@ def probe_features(train: np.ndarray, test: np.ndarray, known: Excerpts, held_ou
     probe = fit_probe(train, targets, known.songs)
     figures = {
         "width": train.shape[1],
-        "instrument": _figures(references, probe.predict(test), held_out.songs, accuracy),
+        "instrument": scored(references, probe.predict(test), held_out.songs),
     }
     references, targets = (np.array([parse_key(name) for name in cut.genres]) for cut in (held_out, known))
     estimates = fit_probe(train, targets, known.songs).predict(test)
-    figures["key"] = _figures(references, estimates, held_out.songs, accuracy)
-    figures["key_weighted"] = _figures(references, estimates, held_out.songs, key_scores)
+    figures["key"] = scored(references, estimates, held_out.songs)
+    figures["key_weighted"] = scored(references, estimates, held_out.songs, key_scores)
     return figures
-
-
-def _figures(references: np.ndarray, estimates: np.ndarray, songs: np.ndarray, score) -> dict:
-    scores = score(references, estimates)
-    return {
-        "score": float(scores.mean()),
-        "interval": interval(scores, songs),
-        "chance": shuffled_score(references, estimates, score),
-    }
 
 
 @torch.no_grad()
