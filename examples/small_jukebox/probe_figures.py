@@ -96,13 +96,10 @@ def measure_embeddings(material: Material, console: Console, train: int, test: i
 
 def probe_features(train: np.ndarray, test: np.ndarray, known: Excerpts, held_out: Excerpts) -> dict:
     """Probes one kind of features for both labels."""
-    instruments = sorted(set(known.artists))
-    references = np.array([instruments.index(name) for name in held_out.artists])
-    targets = np.array([instruments.index(name) for name in known.artists])
-    probe = fit_probe(train, targets, known.songs)
+    probe = fit_probe(train, np.array(known.artists), known.songs)
     figures = {
         "width": train.shape[1],
-        "instrument": scored(references, probe.predict(test), held_out.songs),
+        "instrument": scored(np.array(held_out.artists), probe.predict(test), held_out.songs),
     }
     references, targets = (np.array([parse_key(name) for name in cut.genres]) for cut in (held_out, known))
     estimates = fit_probe(train, targets, known.songs).predict(test)
