@@ -79,7 +79,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=96, help="held-out windows of each prior")
     parser.add_argument("--songs", type=int, default=12, help="songs to draw for each instrument at the top level")
     parser.add_argument("--full-songs", type=int, default=4, help="how many of them to draw at all levels, in part")
-    parser.add_argument("--excerpts", type=int, default=480, help="training excerpts for a classifier or probe")
+    parser.add_argument("--excerpts", type=int, default=360, help="training excerpts for a classifier or probe")
     parser.add_argument("--held-out-excerpts", type=int, default=136, help="held-out excerpts for its figures")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     return parser.parse_args()
