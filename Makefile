@@ -24,6 +24,7 @@ benchmark: $(VENV)/peer
 	$(BIN)/python -m benchmarks.conversion_1b
 	$(BIN)/python -m benchmarks.songs
 	$(BIN)/python -m benchmarks.embeddings
+	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.h100_on_paper
 
 lint: $(VENV)/tested

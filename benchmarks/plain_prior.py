@@ -1,7 +1,9 @@
 """A prior as one would first write it, with weights as the original stores them.
 
-A step has caches that grow by torch.cat, a whole window dense attention under masks.
+A step has caches that grow by torch.cat, a whole window dense attention under masks, in training too.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,31 @@ class PlainPrefill:
             hidden = mlp_norm(states + attended) @ fc1 + fc1_bias
             states = states + attended + (hidden * F.sigmoid(1.702 * hidden)) @ fc2 + fc2_bias
         return states
+
+
+class PlainPrior:
+    """A top prior without lyrics in training: layers as [`PlainPrefill`] has them, the rest the model's own."""
+
+    def __init__(self, model: JukeboxPriorModel):
+        self.model, self.prefill = model, PlainPrefill(model, model.config.num_hidden_layers)
+        self.prefill.layers = [
+            (letter, [(matrix.detach().requires_grad_(), bias) for matrix, bias in matrices], *norms)
+            for letter, matrices, *norms in self.prefill.layers
+        ]
+        own = [matrix for _, matrices, *_ in self.prefill.layers for matrix, _ in matrices]
+        replaced = {id(linear.weight) for linear in model.layers.modules() if isinstance(linear, nn.Linear)}
+        self.parameters = own + [parameter for parameter in model.parameters() if id(parameter) not in replaced]
+
+    def loss(self, codes: Tensor, **conditions: Tensor) -> Tensor:
+        """Bits a code of windows `(batch, codes)`, each a whole context."""
+        model = self.model
+        conditioning = model.condition(batch_size=len(codes), **conditions)
+        states = torch.cat([conditioning.start_embeds, model.embed_tokens(codes[:, :-1])], dim=1)
+        states = states + model.embed_positions.weight + conditioning.position_embeds
+        states = self.prefill(states).float()
+        if model.config.add_conditioning_after_stack:
+            states = states + conditioning.position_embeds
+        return F.cross_entropy(model.lm_head(states).flatten(0, 1), codes.flatten()) / math.log(2)
 
 
 def _matrices(layer: nn.Module) -> list[tuple[Tensor, Tensor]]:

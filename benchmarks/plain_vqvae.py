@@ -1,9 +1,12 @@
 """The VQ-VAE as its definition reads: one pass of ordinary padded `conv1d` over the whole signal."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
 from jukebox_hf import JukeboxVQVAEModel
+from jukebox_hf.losses_jukebox import SPECTRAL_STFT, reconstruction_loss, spectral_loss, spectrogram
 
 
 def encode_latents(model: JukeboxVQVAEModel, level: int, audio: torch.Tensor) -> torch.Tensor:
@@ -38,6 +41,20 @@ def decode_vectors(model: JukeboxVQVAEModel, level: int, vectors: torch.Tensor) 
 def decode(model: JukeboxVQVAEModel, level: int, codes: torch.Tensor) -> torch.Tensor:
     """Codes `(batch, frames)` to audio `(batch, 1, samples)`."""
     return decode_vectors(model, level, model.codebooks[level].vectors[codes])
+
+
+def training_loss(model: JukeboxVQVAEModel, audio: torch.Tensor) -> torch.Tensor:
+    """The loss of audio `(batch, 1, samples)`, level after level, each with spectrograms of its own."""
+    config, target, losses = model.config, audio[:, 0], []
+    weights = ((config.spectral_weight, [SPECTRAL_STFT]), (config.multispectral_weight, config.multispectral_stfts))
+    for level, codebook in enumerate(model.codebooks):
+        _, vectors, commitment, _ = codebook.quantize(encode_latents(model, level, audio))
+        reconstruction = decode_vectors(model, level, vectors)[:, 0].float()
+        losses.append(reconstruction_loss(config.reconstruction_loss, reconstruction, target, config))
+        losses.append(config.commitment_weight * commitment)
+        for weight, stfts in weights:
+            losses.append(weight * spectral_loss(reconstruction, partial(spectrogram, target), stfts, config))
+    return torch.stack(losses).sum()
 
 
 def _residuals(blocks, hidden):

@@ -34,7 +34,7 @@ VQVAE_KINDS = {
 
 def multiply_adds(config: JukeboxVQVAEConfig, level: int) -> float:
     """Multiply-adds per sample of audio in the convolutions of one level's encoder (its decoder needs as many)."""
-    multiplier = config.level_multipliers[level]
+    multiplier = config.level_multipliers[level] if config.level_multipliers else 1
     width, depth = config.hidden_size * multiplier, config.num_residual_layers * multiplier
     rate, channels, total = 1.0, 1, 0.0
     for stride, downsamples in list(zip(config.strides, config.num_downsamples))[: level + 1]:

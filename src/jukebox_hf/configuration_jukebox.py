@@ -111,6 +111,11 @@ class JukeboxVQVAEConfig(PreTrainedConfig):
             )
 
     @property
+    def multispectral_stfts(self) -> list[tuple[int, int, int]]:
+        """n_fft, hop length and window length of each STFT."""
+        return list(zip(self.multispectral_n_fft, self.multispectral_hop_length, self.multispectral_window_length))
+
+    @property
     def num_levels(self) -> int:
         return len(self.num_downsamples)
 

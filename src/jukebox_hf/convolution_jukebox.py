@@ -146,11 +146,14 @@ class JukeboxResidualBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, stream: SignalStream) -> torch.Tensor:
         hidden_states = stream.extend(self.conv1, hidden_states)
-        update = self.conv2(F.relu(self.conv1(F.relu(hidden_states)), inplace=True))
-        if self.scale != 1.0:
-            update = update.mul_(self.scale)
+        # What a convolution gives is a view: with gradients, each change in place would copy the whole layer twice.
+        in_place = not torch.is_grad_enabled()
+        update = self.conv2(F.relu(self.conv1(F.relu(hidden_states)), inplace=in_place))
         start = self.conv1.padding[0]
-        return update.add_(hidden_states[:, start : start + update.shape[1]])
+        residual = hidden_states[:, start : start + update.shape[1]]
+        if self.scale != 1.0:
+            update = update.mul_(self.scale) if in_place else update * self.scale
+        return update.add_(residual) if in_place else update + residual
 
 
 class JukeboxDownsample(GradientCheckpointingLayer):

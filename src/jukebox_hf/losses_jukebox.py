@@ -1,5 +1,7 @@
 """The reconstruction and spectral losses of the VQ-VAE (arXiv 2005.00341, section 3); audio is `(batch, samples)`."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -49,22 +51,26 @@ def _norm(spectra: torch.Tensor) -> torch.Tensor:
     return spectra.flatten(1).square().sum(dim=1).sqrt()
 
 
-def spectral_loss(audio: torch.Tensor, target: torch.Tensor, config: JukeboxVQVAEConfig) -> torch.Tensor:
-    """Mean distance of the spectrograms of two batches, in units of the data's spectral bandwidth."""
-    difference = spectrogram(audio, *SPECTRAL_STFT) - spectrogram(target, *SPECTRAL_STFT)
-    return _norm(difference).mean() / config.bandwidth_spectral
+def spectral_loss(
+    audio: torch.Tensor,
+    target_spectra: Callable[[int, int, int], torch.Tensor],
+    stfts: list[tuple[int, int, int]],
+    config: JukeboxVQVAEConfig,
+) -> torch.Tensor:
+    """Mean distance of a batch's spectrograms from a target's over STFTs, in units of the data's spectral bandwidth.
 
-
-def multispectral_loss(audio: torch.Tensor, target: torch.Tensor, config: JukeboxVQVAEConfig) -> torch.Tensor:
-    """Mean distance of the spectrograms of two batches over the configured STFTs, in units of the bandwidth."""
-    stfts = list(zip(config.multispectral_n_fft, config.multispectral_hop_length, config.multispectral_window_length))
-    distances = [_norm(spectrogram(audio, *stft) - spectrogram(target, *stft)) for stft in stfts]
+    `target_spectra` gives the target's [`spectrogram`] for an STFT; who compares several batches to it keeps them.
+    """
+    distances = [_norm(spectrogram(audio, *stft) - target_spectra(*stft)) for stft in stfts]
     return torch.stack(distances).mean() / config.bandwidth_spectral
 
 
 def spectral_convergence(audio: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean distance of spectrograms over the target's norm; a silent target counts 0."""
-    target_spectra = spectrogram(target, *SPECTRAL_STFT)
-    distance = _norm(spectrogram(audio, *SPECTRAL_STFT) - target_spectra)
-    norm = _norm(target_spectra)
+    return relative_distance(spectrogram(audio, *SPECTRAL_STFT), spectrogram(target, *SPECTRAL_STFT))
+
+
+def relative_distance(spectra: torch.Tensor, target_spectra: torch.Tensor) -> torch.Tensor:
+    """[`spectral_convergence`] of spectrograms `(batch, frequencies, frames)` that are known already."""
+    distance, norm = _norm(spectra - target_spectra), _norm(target_spectra)
     return torch.where(norm > SILENCE_NORM, distance / norm.clamp(min=SILENCE_NORM), 0.0).mean()

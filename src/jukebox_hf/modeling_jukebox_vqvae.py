@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from .convolution_jukebox import (
     run_growing,
     run_shrinking,
 )
-from .losses_jukebox import multispectral_loss, reconstruction_loss, spectral_convergence, spectral_loss
+from .losses_jukebox import SPECTRAL_STFT, reconstruction_loss, relative_distance, spectral_loss, spectrogram
 from .v4_weights import V4LoadingMixin
 
 # Values of the largest activation, and samples of audio that enter the network at a time for each of them. On a CPU an
@@ -346,14 +347,17 @@ class JukeboxVQVAEModel(V4LoadingMixin, PreTrainedAudioTokenizerBase):
         """The total over levels, and its parts; all sums, never means, over levels."""
         config, target = self.config, target.float()
         reconstructions = [audio.float() for audio in reconstructions]
-        parts = {
-            "reconstruction_loss": [
-                reconstruction_loss(config.reconstruction_loss, audio, target, config) for audio in reconstructions
-            ],
-            "spectral_loss": [spectral_loss(audio, target, config) for audio in reconstructions],
-            "multispectral_loss": [multispectral_loss(audio, target, config) for audio in reconstructions],
-            "commitment_loss": list(commitments),
-        }
+        target_spectra = cache(partial(spectrogram, target))
+        kind = config.reconstruction_loss
+        parts = {"reconstruction_loss": [reconstruction_loss(kind, audio, target, config) for audio in reconstructions]}
+        for name, weight, stfts in (
+            ("spectral_loss", config.spectral_weight, [SPECTRAL_STFT]),
+            ("multispectral_loss", config.multispectral_weight, config.multispectral_stfts),
+        ):
+            # A weight of 0 leaves a number to report: its gradient, all zeros, would cost as much as any other.
+            levels = reconstructions if weight else [audio.detach() for audio in reconstructions]
+            parts[name] = [spectral_loss(audio, target_spectra, stfts, config) for audio in levels]
+        parts["commitment_loss"] = list(commitments)
         sums = {name: torch.stack(levels).sum() for name, levels in parts.items()}
         loss = (
             sums["reconstruction_loss"]
@@ -366,7 +370,8 @@ class JukeboxVQVAEModel(V4LoadingMixin, PreTrainedAudioTokenizerBase):
             if kind == "linf" and config.linf_k > finest.shape[1]:
                 continue
             sums[f"{kind}_loss"] = reconstruction_loss(kind, finest, target, config)
-        sums["spectral_convergence"] = spectral_convergence(finest, target)
+        spectra = (spectrogram(finest, *SPECTRAL_STFT), target_spectra(*SPECTRAL_STFT))
+        sums["spectral_convergence"] = relative_distance(*spectra)
         for name, levels in parts.items():
             sums |= {f"{name}_level_{level}": value for level, value in enumerate(levels)}
         return loss, {name: value.detach() for name, value in sums.items()}
