@@ -5,6 +5,7 @@ that is what they are loaded in. A README.md that is there already, the model ca
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -63,4 +64,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"Error: {error}")
