@@ -28,7 +28,7 @@ def draw_clips(folder: Path, seed: int):
     artists, genres = zip(*product(INSTRUMENTS, KEYS))
     labels = processor(artist=list(artists), genre=list(genres), total_seconds=TOTAL_SECONDS)
     generators = [torch.Generator().manual_seed(seed + number) for number in range(len(artists))]
-    # Without level 0, which takes four times as long as the others together and adds no note.
+    # Without level 0, which takes most of the time and adds no note.
     songs = model.generate(**labels, seconds=SECONDS, levels=[1, 2], generator=generators)
     folder.mkdir()
     for artist, genre, audio in zip(artists, genres, songs.audio):
