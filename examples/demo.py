@@ -1,45 +1,30 @@
-"""The package at work, without a download: the original's codes and samples, recoded audio, songs, embeddings."""
+"""The package at work, without a download: the original's numbers, and music from the Jukebox that comes with it."""
 
 import argparse
-import json
 import logging
 import shlex
 import shutil
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from demo_embeddings import show_embeddings
-from demo_song import show_song
+from demo_embeddings import LAYER, show_embeddings
+from demo_song import show_resume, show_song, song_command
 from rich.console import Console
 from rich.markup import escape
 from safetensors.torch import load_file
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
-from jukebox_hf.audio_files import write_audio
+import jukebox_hf
 from jukebox_hf.cli import app
 from jukebox_hf.conversion import convert_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "tests/goldens/vqvae-5b-size"
 PRIOR_GOLDEN = Path(__file__).parents[1] / "tests/goldens/prior-1b-lyrics-style"
-SAMPLING_RATE = 44100
-# A round in A minor: semitones above A3 and beats.
-MELODY = [(0, 1), (3, 1), (7, 1), (12, 1), (10, 0.5), (8, 0.5), (7, 1), (3, 1), (2, 1), (0, 2)]
-
-
-def synthesize_tune(seconds_per_beat: float = 0.4) -> np.ndarray:
-    """A plucked melody over a drone: decaying harmonics, mono, about four seconds."""
-    notes = []
-    for semitones, beats in MELODY:
-        time = np.arange(int(SAMPLING_RATE * beats * seconds_per_beat)) / SAMPLING_RATE
-        frequency = 220 * 2 ** (semitones / 12)
-        harmonics = sum(np.sin(2 * np.pi * k * frequency * time) * np.exp(-3 * k * time) / k for k in range(1, 7))
-        notes.append(harmonics * np.minimum(1, time * 200))
-    melody = np.concatenate(notes)
-    drone = np.sin(2 * np.pi * 110 * np.arange(len(melody)) / SAMPLING_RATE)
-    return (0.3 * melody + 0.1 * drone).astype(np.float32)
 
 
 def check_codes(console: Console, model_dir: Path):
@@ -73,62 +58,67 @@ def check_samples(console: Console, model_dir: Path):
     console.print(f"   hidden states of layer {layer}: {tuple(states.shape)} (songs, lyrics and codes, width)")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--audio", type=Path, help="an audio file of yours; default: a tune made here")
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
-    parser.add_argument("--level", type=int, default=1, help="level for the way there and back, 0 the finest")
-    arguments = parser.parse_args()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    console, output = Console(soft_wrap=True, highlight=False), arguments.output
-    output.mkdir(parents=True, exist_ok=True)
-
-    console.print("[bold]1. Convert a checkpoint of the original[/bold] (the released architecture, random weights)")
-    model_dir = output / "model"
-    shutil.rmtree(model_dir, ignore_errors=True)
-    convert_checkpoint(GOLDEN / "checkpoint.pth.tar", model_dir)
-    settings = json.loads((model_dir / "config.json").read_text())
-    console.print(
-        f"   {model_dir}: {settings['num_downsamples']} downsamplings, {settings['codebook_size']} codes a level"
-    )
-
-    console.print("[bold]2. Encode the clip recorded with it[/bold]")
-    check_codes(console, model_dir)
-
-    audio = arguments.audio
-    if audio is None:
-        audio = output / "tune.wav"
-        write_audio(audio, [synthesize_tune()], SAMPLING_RATE)
-    console.print(f"[bold]3. Send {audio} through the command line[/bold]")
-    run(console, "encode", str(audio), "--output", str(output / "codes"), "--model", str(model_dir))
-    reconstructed = ["--level", str(arguments.level), "--picture", "--output", str(output / "reconstructed")]
-    run(console, "reconstruct", str(audio), *reconstructed, "--model", str(model_dir))
-
-    console.print("[bold]4. Convert a prior and draw the original's samples[/bold] (1b_lyrics in small)")
-    prior_dir = output / "prior"
-    shutil.rmtree(prior_dir, ignore_errors=True)
-    logging.getLogger("jukebox_hf").setLevel(logging.ERROR)  # that no vocabulary comes with it
-    convert_checkpoint(PRIOR_GOLDEN / "checkpoint.pth.tar", prior_dir)
-    check_samples(console, prior_dir)
-
-    console.print("[bold]5. Draw a song[/bold] (1b_lyrics in small, at all levels)")
-    show_song(console, output, run)
-
-    console.print("[bold]6. Embed a folder of clips[/bold] (the same small prior)")
-    show_embeddings(console, output, run)
-
-    console.print("[bold]Results[/bold] (noise: the weights are random; with the released ones it is music)")
-    stem = f"{audio.name}.level-{arguments.level}"
-    results = [f"codes/{audio.name}.safetensors", f"reconstructed/{stem}.wav", f"reconstructed/{stem}.png"]
-    results += ["pipeline.wav", "song/song-0.wav", "song/song-0.html", "embeddings/map-layer-12.png"]
-    for result in results:
-        console.print(f"   {output / result}")
+def show_numbers(console: Console, output: Path):
+    """Converts two small checkpoints of the original, of random weights, and computes what it computed with them."""
+    folders = output / "vqvae", output / "prior"
+    for folder, golden in zip(folders, (GOLDEN, PRIOR_GOLDEN)):
+        shutil.rmtree(folder, ignore_errors=True)
+        convert_checkpoint(golden / "checkpoint.pth.tar", folder)
+    check_codes(console, folders[0])
+    check_samples(console, folders[1])
 
 
-def run(console: Console, *command: str):
+def show_reconstructions(audio: Path, output: Path, run: Callable):
+    """Encodes a file, and sends it through each level's codes and back."""
+    model = ["--model", jukebox_hf.demo]
+    run("encode", str(audio), *model, "--output", str(output / "codes"))
+    for level in (2, 1, 0):
+        way = ["--level", str(level), "--picture", "--output", str(output / "reconstructed")]
+        run("reconstruct", str(audio), *model, *way)
+
+
+def run_command(console: Console, *command: str):
     console.print(f"   [dim]$ jukebox-hf {escape(shlex.join(command))}[/dim]")
     app(list(command), standalone_mode=False)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--artist", default="church organ", help="piano, church organ, nylon guitar or string ensemble")
+    parser.add_argument("--genre", default="g major", help="a key, such as 'f# minor' or 'bb major'")
+    parser.add_argument("--seed", type=int, default=1, help="another one makes another song")
+    parser.add_argument("--audio", type=Path, help="an audio file to reconstruct; default: the song")
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
+    arguments = parser.parse_args()
+    start, output = time.monotonic(), arguments.output
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("jukebox_hf").setLevel(logging.ERROR)  # that no vocabulary comes with the original's prior
+    # So small models are faster on one, and the bits of a song depend on their number.
+    torch.set_num_threads(1)
+    console = Console(soft_wrap=True, highlight=False)
+    run = partial(run_command, console)
+    output.mkdir(parents=True, exist_ok=True)
+
+    console.print("[bold]1. The original's numbers[/bold] (small models of random weights, converted)")
+    show_numbers(console, output)
+    console.print("[bold]2. A song[/bold] from the Jukebox that comes with the package")
+    command = song_command(arguments.artist, arguments.genre, arguments.seed)
+    song = show_song(output, run, command)
+    console.print("[bold]3. A sketch that is killed and goes on[/bold]")
+    show_resume(console, output, run, command)
+    audio = arguments.audio or song / "song-0.wav"
+    console.print("[bold]4. Codes, and back[/bold]")
+    show_reconstructions(audio, output, run)
+    console.print("[bold]5. Embeddings[/bold]")
+    show_embeddings(console, output, run, arguments.seed)
+
+    console.print(f"[bold]Results[/bold] after {time.monotonic() - start:.0f} s; open the page in a browser")
+    results = ["song/song-0.html", "song/song-0.wav", "song/song-0.png", f"codes/{audio.name}.safetensors"]
+    results += [f"reconstructed/{audio.name}.level-{level}.wav" for level in (2, 1, 0)]
+    results += ["clips", f"embeddings/map-layer-{LAYER}.png"]
+    for result in results:
+        console.print(f"   {output / result}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """OpenAI's Jukebox for the Hugging Face ecosystem; importing it registers the classes with the Auto classes."""
 
+from pathlib import Path
+
 from .cache_jukebox import JukeboxCache
 from .codes import JukeboxCodeExtractor
 from .configuration_jukebox import (
@@ -25,6 +27,9 @@ register_pipeline()
 
 __version__ = "0.1.0"
 
+# A small trained Jukebox that comes with the package: its folder, which goes wherever a repository's name goes.
+demo = str(Path(__file__).parent / "demo_model")
+
 __all__ = [
     "EmbeddingRecipe",
     "JukeboxCache",
@@ -43,4 +48,5 @@ __all__ = [
     "JukeboxTokenizer",
     "JukeboxVQVAEConfig",
     "JukeboxVQVAEModel",
+    "demo",
 ]
