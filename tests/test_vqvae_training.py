@@ -120,6 +120,16 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     assert all(gradient.abs().max() > 0 for gradient in gradients[0])
 
 
+def test_a_step_computes_no_spectrogram_and_no_gradient_for_nothing(monkeypatch):
+    seen, stft = [], torch.stft
+    monkeypatch.setattr(torch, "stft", lambda audio, *sizes, **how: seen.append(audio) or stft(audio, *sizes, **how))
+    model = _model(spectral_weight=0.0)
+    model(_audio())
+    # Three STFTs of the multi-scale loss, and the one whose loss has no weight here, but is reported.
+    assert sum(torch.equal(audio, _audio()[:, 0]) for audio in seen) == 4
+    assert sum(audio.requires_grad for audio in seen) == 3 * model.config.num_levels
+
+
 def test_every_parameter_starts_as_pytorch_starts_it():
     model = _model()
     for name, parameter in model.named_parameters():
