@@ -11,7 +11,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -338,9 +345,8 @@ class JukeboxPriorTrainer(JukeboxTrainer):
         conditions = {name: values.to(self.args.device) for name, values in conditions.items()}
         generator = torch.Generator(self.args.device).manual_seed(seed)
         with self._averaged(), _evaluating(model), self.compute_loss_context_manager():
-            return model.generate(
-                **conditions, **SAMPLING, generator=generator, max_new_tokens=model.config.context_length
-            )
+            sampling = GenerationConfig(**SAMPLING, max_new_tokens=model.config.context_length)
+            return model.generate(**conditions, generation_config=sampling, generator=generator)
 
 
 @contextlib.contextmanager
