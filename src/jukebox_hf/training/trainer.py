@@ -110,6 +110,8 @@ class JukeboxTrainer(Trainer):
         # Crops and windows are all of one length; Trainer's own choice would pad them.
         kwargs.setdefault("data_collator", default_data_collator)
         super().__init__(model=model, args=args, **kwargs)
+        if args.fp16 and not self.accelerator.native_amp:
+            logger.warning(f"fp16=True: on {args.device} accelerate computes in fp32 all the same. Give bf16 there.")
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._evaluation: dict[str, torch.Tensor] = {}
