@@ -13,7 +13,7 @@ from pathlib import Path
 
 import datasets
 from torch.utils.data import Subset
-from transformers import HfArgumentParser, PreTrainedModel, set_seed
+from transformers import GenerationConfig, HfArgumentParser, PreTrainedModel, set_seed
 
 from jukebox_hf import (
     JukeboxFeatureExtractor,
@@ -68,7 +68,7 @@ def new_prior(
     settings |= {"sampling_rate": vqvae.sampling_rate}
     if data.label_version == "none":
         settings |= {"num_artists": 0, "num_genres": 0, "num_time_bins": 0}
-        return JukeboxPriorModel(JukeboxPriorConfig(**settings)), None
+        return _initialise(JukeboxPriorConfig(**settings)), None
     tokenizer = JukeboxTokenizer.from_labels(
         sorted({name for name in music["artist"] if name}),
         sorted({name for name in music["genre"] if name}),
@@ -82,7 +82,14 @@ def new_prior(
         settings["lyric_vocab_size"] = tokenizer.vocab_size
     config = JukeboxPriorConfig(**settings)
     extractor = JukeboxFeatureExtractor(sampling_rate=vqvae.sampling_rate, hop_length=vqvae.hop_length)
-    return JukeboxPriorModel(config), JukeboxProcessor(extractor, tokenizer, config.sample_length)
+    return _initialise(config), JukeboxProcessor(extractor, tokenizer, config.sample_length)
+
+
+def _initialise(config: JukeboxPriorConfig) -> JukeboxPriorModel:
+    model = JukeboxPriorModel(config)
+    # As the released ones: transformers' own default would take the likeliest code every time.
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.99, top_k=0)
+    return model
 
 
 def load_prior(data: DataArguments) -> tuple[JukeboxPriorModel, JukeboxProcessor | None]:

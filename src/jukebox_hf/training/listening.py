@@ -74,6 +74,8 @@ def write_sound(writer, name: str, audio: torch.Tensor, sampling_rate: int, step
     """Writes audio `(samples,)` and its spectrogram, 80 dB from black to white."""
     audio = audio.float().cpu().clamp(-1, 1)
     writer.add_audio(name, audio[None], step, sample_rate=sampling_rate)
+    # A spectrogram has one whole window or more.
+    audio = torch.nn.functional.pad(audio, (0, max(0, SPECTRAL_STFT[0] - len(audio))))
     decibels = 20 * np.log10(spectrogram(audio[None], *SPECTRAL_STFT)[0].numpy() + 1e-5)
     picture = np.clip((decibels - decibels.max() + 80) / 80, 0, 1)
     writer.add_image(f"{name}/spectrogram", picture[None, ::-1].copy(), step)

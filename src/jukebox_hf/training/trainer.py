@@ -11,7 +11,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -110,6 +117,8 @@ class JukeboxTrainer(Trainer):
         # Crops and windows are all of one length; Trainer's own choice would pad them.
         kwargs.setdefault("data_collator", default_data_collator)
         super().__init__(model=model, args=args, **kwargs)
+        if args.fp16 and not self.accelerator.native_amp:
+            logger.warning(f"fp16=True: on {args.device} accelerate computes in fp32 all the same. Give bf16 there.")
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._evaluation: dict[str, torch.Tensor] = {}
@@ -345,9 +354,8 @@ class JukeboxPriorTrainer(JukeboxTrainer):
         conditions = {name: values.to(self.args.device) for name, values in conditions.items()}
         generator = torch.Generator(self.args.device).manual_seed(seed)
         with self._averaged(), _evaluating(model), self.compute_loss_context_manager():
-            return model.generate(
-                **conditions, **SAMPLING, generator=generator, max_new_tokens=model.config.context_length
-            )
+            sampling = GenerationConfig(**SAMPLING, max_new_tokens=model.config.context_length)
+            return model.generate(**conditions, generation_config=sampling, generator=generator)
 
 
 @contextlib.contextmanager
