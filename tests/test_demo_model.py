@@ -27,8 +27,6 @@ from jukebox_hf import JukeboxEmbedder, JukeboxModel, JukeboxPriorModel, Jukebox
 
 FOLDER = Path(jukebox_hf.demo)
 CODES = Path(__file__).parent / "data/demo_codes.safetensors"
-HAS_WEIGHTS = FOLDER.joinpath("model.safetensors").is_file() and CODES.is_file()
-pytestmark = pytest.mark.skipif(not HAS_WEIGHTS, reason="the weights of the small model do not come with it so far")
 
 RATE, LEVELS = 16000, range(3)
 INSTRUMENTS = {"piano", "church organ", "nylon guitar", "string ensemble"}
@@ -37,10 +35,10 @@ LABELS = {"artist": "church organ", "genre": "g major", "total_seconds": 35.0}
 # Two windows of level 1, and no level 0, which takes most of the time.
 SECONDS, UPPER = 3.072, [1, 2]
 # Bits of a code, of which a guess without knowledge takes 10, and what a number format may add to them.
-MOST_BITS = {0: 8.0, 1: 8.0, 2: 8.0}
+MOST_BITS = {0: 6.2, 1: 6.2, 2: 6.8}
 FORMATS = {
-    "fp16": ({"dtype": torch.float16}, 0.005),
-    "int8": ({"dtype": torch.bfloat16, "quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}, 0.05),
+    "fp16": ({"dtype": torch.float16}, 0.002),
+    "int8": ({"dtype": torch.bfloat16, "quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}, 0.01),
 }
 
 
@@ -198,7 +196,7 @@ def test_music_that_it_never_heard_takes_fewer_bits_than_a_guess(level, model, w
 def test_upsamplers_read_the_codes_above(level, model, windows):
     right = bits(model.priors[level], windows[level])
     others = {"upper_codes": windows[level]["upper_codes"].roll(1, dims=0)}
-    assert bits(model.priors[level], windows[level] | others) > right + 0.5
+    assert bits(model.priors[level], windows[level] | others) > right + 5
 
 
 @pytest.mark.parametrize(("name", "step"), [("artist_ids", 1), ("genre_ids", 6)])

@@ -28,5 +28,6 @@ prior 1 500 1500
 prior 0 500 1500
 
 $python "$recipe/assemble.py" --vqvae "$out/vqvae" --priors "$out/prior_0" "$out/prior_1" "$out/prior_2" \
-  --output "$out/model"
-$python "$recipe/evaluate.py" "$out/model" "$out/music" --output "$out/figures"
+  --output "$out/model" --temperature 0.9
+$python "$recipe/evaluate.py" "$out/model" "$out/music" --output "$out/figures" \
+  --vqvae "$out/vqvae" --training-songs 594 --excerpts 240
