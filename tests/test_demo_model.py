@@ -1,6 +1,5 @@
 """The small Jukebox that comes with the package, where a trained model says more than a random one."""
 
-import json
 import signal
 import socket
 import subprocess
@@ -218,6 +217,11 @@ def test_other_number_formats_hardly_change_the_bits(name, level, model, windows
     assert 0 < abs(change) < most, change
 
 
-def test_its_settings_draw_as_the_original_does():
-    settings = json.loads((FOLDER / "generation_config.json").read_text())
-    assert settings["do_sample"] and 0.9 < settings["temperature"] <= 1
+def test_it_draws_by_itself_and_a_little_colder_than_the_original(model):
+    settings = model.generation_config
+    assert (settings.do_sample, settings.temperature, settings.top_k) == (True, 0.9, 0)
+
+
+def test_a_part_draws_as_the_whole_does(model):
+    codes = model.priors[2].generate(max_length=4, num_return_sequences=8, generator=torch.Generator().manual_seed(0))
+    assert len(set(codes[:, 0].tolist())) > 1

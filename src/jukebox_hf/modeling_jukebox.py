@@ -39,7 +39,10 @@ class JukeboxModel(V4LoadingMixin, JukeboxGenerationMixin, PreTrainedModel):
         super().__init__(config)
         self.vqvae = JukeboxVQVAEModel(config.vqvae_config)
         for level, prior in config.priors.items():
-            setattr(self, f"prior_{level}", JukeboxPriorModel(prior))
+            part = JukeboxPriorModel(prior)
+            # A part that is used alone draws as the whole does; transformers' own default is greedy.
+            part.generation_config = GenerationConfig(**SAMPLING)
+            setattr(self, f"prior_{level}", part)
         self.post_init()
         # What a part alone does not expect.
         self._keys_to_ignore_on_load_unexpected = set()
