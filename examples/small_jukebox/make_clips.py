@@ -6,6 +6,7 @@ from pathlib import Path
 
 import soundfile
 import torch
+from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 import jukebox_hf
@@ -38,7 +39,10 @@ def main():
             soundfile.write(arguments.output / f"{name}.ogg", samples, rate, format="OGG", subtype="VORBIS")
             files[f"{artist}, {genre}"] = Path(folder, f"{name}.wav")
             write_audio(files[f"{artist}, {genre}"], [samples], rate)
-        save_spectrograms(arguments.output / "spectrograms.png", files, rate)
+        picture = Path(folder, "spectrograms.png")
+        save_spectrograms(picture, files, rate)
+        # Noise does not compress, and a repository should stay small.
+        Image.open(picture).convert("RGB").save(arguments.output / "spectrograms.jpg", quality=80)
 
 
 if __name__ == "__main__":
