@@ -35,6 +35,8 @@ def main():
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if data.model is None:
         raise SystemExit("--model: name the repository or folder of the top prior to fine-tune.")
+    if data.add_names:
+        raise SystemExit("--add_names: an adapter leaves the embeddings of names as they are; use train_prior.py.")
     set_seed(arguments.seed)
     prior, processor = load_prior(data)
     if prior.config.conditioner_config is not None:

@@ -30,6 +30,7 @@ from jukebox_hf.training import (
     JukeboxTrainingArguments,
     LogSamples,
     encode_music,
+    extend_vocabulary,
     read_music,
     split_music,
 )
@@ -51,6 +52,10 @@ class DataArguments:
     config: str | None = field(
         default=None,
         metadata={"help": "JSON file of settings for a new model (JukeboxPriorConfig); default: the 5b prior's."},
+    )
+    add_names: bool = field(
+        default=False,
+        metadata={"help": "Add the music's artists and genres to those that --model knows; else they are unknown."},
     )
     label_version: str = field(default="v3", metadata={"help": "Rules for names of a new model: v2, v3 or none."})
     eval_windows: int = field(default=256, metadata={"help": "How many held-out windows an evaluation takes."})
@@ -152,6 +157,11 @@ def main():
     music, held_out = read_split(data)
     if data.model is not None:
         model, processor = load_prior(data)
+        if data.add_names:
+            if processor is None:
+                raise SystemExit(f"--add_names: {data.model} was trained without labels; leave it out.")
+            names = ({name for name in music[column] if name} for column in ("artist", "genre"))
+            processor.tokenizer = extend_vocabulary(model, processor.tokenizer, *map(sorted, names))
     else:
         model, processor = new_prior(data, music, JukeboxVQVAEConfig.from_pretrained(data.vqvae))
     train(model, processor, data, arguments, music, held_out)

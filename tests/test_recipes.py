@@ -181,6 +181,8 @@ def test_the_loop_of_the_readme_trains(tmp_path):
         assert ours in code
         code = code.replace(ours, theirs)
     names = {}
+    # With other first weights some ReLUs are dead and their convolutions stay as they are.
+    torch.manual_seed(0)
     exec(code, names)
     saved = JukeboxVQVAEModel.from_pretrained(tmp_path / "vqvae")
     trained = dict(names["model"].named_parameters())

@@ -90,6 +90,24 @@ def test_the_prior_generates(home):
     assert metrics["eval_bits_per_code"] > 0 and metrics["eval_bits_per_character"] > 0
 
 
+def test_a_trained_prior_learns_new_names(home, monkeypatch):
+    paths = write_music(home / "others", (2.0, 1.5))
+    rows = [f"{Path(path).name},Crux,Waltz\n" for path in paths]
+    (home / "others" / "metadata.csv").write_text("file_name,artist,genre\n" + "".join(rows))
+    options = ["--model", str(home / "train_prior"), "--music", str(home / "others"), *_vqvae(home)]
+    options += ["--output_dir", str(home / "extended"), *COMMON]
+    _run_here(monkeypatch, "train_prior.py", *options, "--add_names", "--held_out_music", str(home / "others"))
+    prior = JukeboxPriorModel.from_pretrained(home / "extended")
+    tokenizer = JukeboxProcessor.from_pretrained(home / "extended").tokenizer
+    before = JukeboxPriorModel.from_pretrained(home / "train_prior")
+    assert (tokenizer.artist_id("Artist 1"), tokenizer.artist_id("Crux")) == (2, 3)
+    assert prior.config.num_artists == before.config.num_artists + 1 == 4
+    artists = prior.label_embedding.artists.weight
+    assert torch.equal(artists[:3], before.label_embedding.artists.weight) and not torch.equal(artists[3], artists[0])
+    with pytest.raises(SystemExit, match="--add_names: an adapter"):
+        _run_here(monkeypatch, "finetune_lora.py", *options, "--add_names")
+
+
 def test_a_crop_length_that_does_not_fit_is_refused(home, monkeypatch):
     options = ["--music", str(home / "music"), "--config", str(home / "vqvae.json"), "--output_dir", str(home / "no")]
     with pytest.raises(SystemExit, match="crop_length 2049: give a multiple of the longest hop, 16"):

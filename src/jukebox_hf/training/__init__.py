@@ -7,6 +7,7 @@ from .listening import LogReconstructions, LogSamples
 from .music import read_music, split_music
 from .optimization import JukeboxAdam, jukebox_schedule
 from .trainer import JukeboxPriorTrainer, JukeboxTrainingArguments, JukeboxVQVAETrainer
+from .vocabulary import extend_vocabulary
 
 __all__ = [
     "AudioCrops",
@@ -19,6 +20,7 @@ __all__ = [
     "LogSamples",
     "WeightAverage",
     "encode_music",
+    "extend_vocabulary",
     "jukebox_schedule",
     "measure_bandwidth",
     "read_music",
