@@ -24,6 +24,7 @@ from jukebox_hf import (
     JukeboxVQVAEConfig,
     JukeboxVQVAEModel,
 )
+from jukebox_hf.modeling_jukebox_prior import SAMPLING
 from jukebox_hf.training import (
     CodeWindows,
     JukeboxPriorTrainer,
@@ -93,7 +94,7 @@ def new_prior(
 def _initialise(config: JukeboxPriorConfig) -> JukeboxPriorModel:
     model = JukeboxPriorModel(config)
     # As the released ones: transformers' own default would take the likeliest code every time.
-    model.generation_config = GenerationConfig(do_sample=True, temperature=0.99, top_k=0)
+    model.generation_config = GenerationConfig(**SAMPLING)
     return model
 
 

@@ -33,6 +33,7 @@ logger = logging.get_logger(__name__)
 RAW_WEIGHTS_NAME = "raw_weights.safetensors"
 # Marks, in that file, the averages of weights that are not in fp32, which the model rounds.
 AVERAGE_PREFIX = "average/"
+SUBCLASS = "JukeboxTrainer is what two trainers share: use JukeboxVQVAETrainer or JukeboxPriorTrainer."
 # A level that uses a smaller share of its codes than this, over the steps of a log line, is said to collapse.
 COLLAPSED_USAGE = 0.1
 
@@ -132,15 +133,15 @@ class JukeboxTrainer(Trainer):
 
     def step_metrics(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
         """What to log of a training step beside its loss."""
-        raise NotImplementedError
+        raise NotImplementedError(SUBCLASS)
 
     def evaluation_sums(self, inputs: dict, outputs) -> dict[str, torch.Tensor]:
         """What to add up over the batches of an evaluation."""
-        raise NotImplementedError
+        raise NotImplementedError(SUBCLASS)
 
     def evaluation_metrics(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """What to report of these sums."""
-        raise NotImplementedError
+        raise NotImplementedError(SUBCLASS)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The original's Adam over all that is trained, unless the arguments or the caller chose another."""
