@@ -134,10 +134,21 @@ def test_a_cache_is_as_long_as_its_pattern_needs(letter, slots):
     assert layer.keys.shape == layer.values.shape == (BATCH, HEADS, slots, HEAD_DIM)
 
 
+@pytest.mark.parametrize("letter", "rpcDP")
 @settings(deadline=None)
 @given(grid=grids(), data=st.data())
-def test_a_column_is_one_contiguous_run(grid, data):
+def test_what_a_step_reads_is_one_run_of_slots(letter, grid, data):
+    pattern = PATTERNS[letter]
     position = torch.tensor(data.draw(st.integers(0, grid.length - 1)))
-    reads = PATTERNS["c"].plan_step(position, grid).reads
-    if reads is not None:
-        assert torch.equal(reads, torch.arange(len(reads)) + reads[0])
+    plan = pattern.plan_step(position, grid)
+    num_slots = pattern.num_slots(grid)
+    if plan.reads is None:
+        first, stop = 0, num_slots
+    else:
+        assert len(plan.reads) == 1 and num_slots % plan.run_length == 0
+        first = int(plan.reads) * plan.run_length
+        stop = first + plan.run_length
+    positions = torch.arange(grid.length)
+    seen = pattern.slot(positions[pattern.sees(position, positions, grid)], grid)
+    assert ((seen >= first) & (seen < stop)).all()
+    assert (seen.diff() == 1).all()

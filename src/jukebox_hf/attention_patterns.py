@@ -37,7 +37,8 @@ class AttentionPlan(NamedTuple):
     """What the layers of one pattern do with a run of positions; states are `(batch, heads, positions, head_dim)`.
 
     Args:
-        reads: the cache's slots to read; none for no slots in a run of positions, and for all of them in a step.
+        reads: the cache's slots to read, as runs of `run_length` slots each; none for no slots when many positions come
+            at once, and for all of them in a step.
         writes: the slots that keep the new states.
         kept: which of the new states these are; in a step a tensor, whether it is kept at all.
         new: which of the new states are keys.
@@ -48,6 +49,7 @@ class AttentionPlan(NamedTuple):
     """
 
     reads: Tensor | None = None
+    run_length: int = 1
     writes: Tensor | None = None
     kept: slice | Tensor | None = None
     new: slice = slice(None)
@@ -130,24 +132,25 @@ class AttentionPattern:
         """Plans one position, a tensor that the host never reads; shapes do not depend on it."""
         if self.keys == "lyrics":
             return AttentionPlan()
-        length, block = grid.block_length, position // grid.block_length - self.blocks_back
+        length = grid.block_length
         count = {"block": length, "offset": grid.num_blocks, "sequence": self._limit(grid)}[self.keys]
         run = torch.arange(count, device=position.device)
         reads, kept, mask = None, None, None
         if self.keys == "block":
-            keys = block * length + run
+            keys = (position // length - self.blocks_back) * length + run
         elif self.keys == "offset":
             keys = run * length + position % length
         else:
             keys = run
         if count < self.num_slots(grid):
-            reads = self.slot(keys, grid)
+            # One number for all keys, so that a compiled step copies nothing and reads memory as it lies.
+            reads = self.slot(keys[:1], grid) // count
         if not self.blocks_back:
             mask = self.sees(position, keys, grid).view(1, 1, 1, count)
         if self.is_prime:
             kept = position < count
         writes = self.slot(position, grid).clamp(max=self.num_slots(grid) - 1).view(1)
-        return AttentionPlan(reads, writes, kept, mask=mask, is_step=True)
+        return AttentionPlan(reads, count, writes, kept, mask=mask, is_step=True)
 
     def plan(self, start: int, stop: int, grid: Grid, device: torch.device) -> AttentionPlan:
         """Plans the run of positions from `start` to `stop`; a cache has those before."""

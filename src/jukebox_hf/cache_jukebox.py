@@ -56,15 +56,19 @@ class JukeboxCacheLayer(CacheLayerMixin):
         if plan.kept is not None:
             states = torch.where(plan.kept, states, slots.index_select(2, plan.writes))
         slots.index_copy_(2, plan.writes, states)
-        return slots if plan.reads is None else slots.index_select(2, plan.reads)
+        return slots if plan.reads is None else JukeboxCacheLayer._read(slots, plan)
 
     @staticmethod
     def _update_run(slots: Tensor, states: Tensor, plan: AttentionPlan) -> Tensor:
         new = states[:, :, plan.new]
         # Read first: a run longer than what is kept overwrites it.
-        keys = new if plan.reads is None else torch.cat([slots.index_select(2, plan.reads), new], dim=2)
+        keys = new if plan.reads is None else torch.cat([JukeboxCacheLayer._read(slots, plan), new], dim=2)
         slots.index_copy_(2, plan.writes, states[:, :, plan.kept])
         return keys
+
+    @staticmethod
+    def _read(slots: Tensor, plan: AttentionPlan) -> Tensor:
+        return slots.unflatten(2, (-1, plan.run_length)).index_select(2, plan.reads).flatten(2, 3)
 
     def batch_repeat_interleave(self, repeats: int):
         """Repeats each sample of the batch."""
