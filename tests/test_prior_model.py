@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_map
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoModel, TorchAoConfig
 
-from jukebox_hf import JukeboxCache, JukeboxPriorConfig, JukeboxPriorModel
-from jukebox_hf.transformer_jukebox import JukeboxLinear, eager_attention_forward
+from jukebox_hf import JukeboxCache, JukeboxPriorConfig, JukeboxPriorModel, linear_jukebox
+from jukebox_hf.linear_jukebox import JukeboxLinear, tiled_int8_product
+from jukebox_hf.transformer_jukebox import eager_attention_forward
 
 
 @pytest.fixture(params=STYLES)
@@ -383,25 +384,45 @@ def test_int8_weights_change_little(model, tmp_path):
     close(logits, expected, tolerance=0.05)
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("has_amx", [False, True])
+@pytest.mark.parametrize("num_rows", [1, 3, 40])
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8", "int8 with fp32"])
 @torch.no_grad()
-def test_a_compiled_row_is_the_linear_layer(kind):
+def test_compiled_rows_are_those_of_the_linear_layer(kind, num_rows, has_amx, monkeypatch):
+    monkeypatch.setattr(linear_jukebox, "HAS_AMX", has_amx)
     torch.manual_seed(0)
-    linear = JukeboxLinear(24, 40).to(torch.float32 if kind == "fp32" else torch.bfloat16)
-    if kind == "int8":
+    linear = JukeboxLinear(24, 40).to(torch.float32 if "fp32" in kind else torch.bfloat16)
+    if "int8" in kind:
         quantize_(linear, Int8WeightOnlyConfig())
-    row = torch.randn(1, 1, 24, dtype=linear.bias.dtype)
-    torch._dynamo.reset()
+    rows = torch.randn(num_rows, 1, 24, dtype=linear.bias.dtype)
     graphs = []
 
     def backend(graph, inputs):
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(linear, fullgraph=True, backend=backend)(row)
-    assert compiled.dtype == row.dtype and compiled.shape == (1, 1, 40)
-    close(compiled.float(), linear(row).float(), tolerance=1e-6 if kind == "fp32" else 1e-2)
-    assert "linear" not in {getattr(node.target, "__name__", "") for node in graphs[0].graph.nodes}
+    torch._dynamo.reset()
+    compiled = torch.compile(linear, fullgraph=True, backend=backend)(rows)
+    expected = linear(rows)
+    assert compiled.dtype == rows.dtype and compiled.shape == expected.shape
+    close(compiled.float(), expected.float(), tolerance=1e-4 if "fp32" in kind else 1e-2)
+    usual = num_rows > 32 or (num_rows > 1 and (kind == "fp32" or not has_amx))
+    assert usual == ("linear" in {getattr(node.target, "__name__", "") for node in graphs[0].graph.nodes})
+
+
+def test_an_int8_product_rounds_each_row_to_16_bits():
+    torch.manual_seed(0)
+    matrix = torch.randint(-128, 128, (48, 80), dtype=torch.int8)
+    rows = torch.randn(5, 80) * torch.tensor([1e5, 1, 1e-5, 0, 1e-40])[:, None]
+    rows[1, 0] = 1000
+    product = tiled_int8_product(matrix, rows).double()
+    expected = rows.double() @ matrix.double().T
+    step = rows.double().abs().amax(1, keepdim=True) / 32639
+    limit = step / 2 * matrix.double().abs().sum(1) + 1e-6 * expected.abs()
+    # What is smaller than any usual number of fp32 may become zero.
+    limit += 80 * 128 * torch.finfo(torch.float32).tiny
+    assert ((product - expected).abs() <= limit).all()
+    assert product.isfinite().all()
 
 
 @torch.no_grad()

@@ -20,9 +20,10 @@ from .conditioning_jukebox import (
 )
 from .configuration_jukebox import JukeboxConfig, JukeboxPriorConfig
 from .convolution_jukebox import JukeboxConv1d, JukeboxConvTranspose1d
+from .linear_jukebox import JukeboxLinear
 from .prior_generation import JukeboxPriorGenerationMixin
 from .prior_inputs import check_codes, check_labels, check_lyrics, check_upper_codes
-from .transformer_jukebox import JukeboxLinear, JukeboxTransformerLayer, with_init_std
+from .transformer_jukebox import JukeboxTransformerLayer, with_init_std
 from .v4_layout import HUB_ARGUMENTS, read_v4_config
 from .v4_weights import V4LoadingMixin
 

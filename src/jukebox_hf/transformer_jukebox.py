@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .attention_patterns import PATTERNS, AttentionPlan
 from .cache_jukebox import JukeboxCacheLayer
 from .configuration_jukebox import JukeboxLyricsEncoderConfig, JukeboxPriorConfig
+from .linear_jukebox import JukeboxLinear
 
 StackConfig = JukeboxPriorConfig | JukeboxLyricsEncoderConfig
 
@@ -44,34 +45,6 @@ def eager_attention_forward(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1)
     return (weights.to(value.dtype) @ value).transpose(1, 2), weights
-
-
-class JukeboxLinear(nn.Linear):
-    """A linear layer that, compiled for one row on a CPU, reads its matrix as fast as memory gives it.
-
-    Decoding one sample is nothing but that. The libraries' products of a matrix and a vector reach half of it here,
-    while a fused product and sum, which the compiler makes of the same formula, reaches nearly all.
-    """
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        # First, and by itself: in small models what else is looked at would take 3 % of a step.
-        if not torch.compiler.is_compiling():
-            return super().forward(hidden_states)
-        is_row = hidden_states.device.type == "cpu" and hidden_states.numel() == self.in_features
-        weight = self.weight
-        # torchao's int8 weights are numbers and a scale for each row; what it packs has products of its own.
-        is_int8 = getattr(getattr(weight, "qdata", None), "dtype", None) == torch.int8
-        if not (is_row and (is_int8 or type(weight) is nn.Parameter)):
-            return super().forward(hidden_states)
-        # A strided view needs its source in memory; else the compiler computes the norm before anew for every row.
-        vector = hidden_states.float().flatten().as_strided((self.in_features,), (1,))
-        if is_int8:
-            product = (weight.qdata.float() * vector).sum(-1) * weight.scale.float().flatten()
-        else:
-            product = (weight.float() * vector).sum(-1)
-        if self.bias is not None:
-            product = product + self.bias.float()
-        return product.to(hidden_states.dtype).view(*hidden_states.shape[:-1], self.out_features)
 
 
 class JukeboxLayerNorm(nn.LayerNorm):
