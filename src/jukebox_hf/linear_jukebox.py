@@ -1,7 +1,6 @@
 """Linear layers that, compiled for a CPU, decode about as fast as memory gives them their matrices."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 # An x86 CPU's matrix unit, which multiplies tiles in bfloat16 and in int8.
@@ -13,8 +12,8 @@ MAX_DECODING_ROWS = 32
 class JukeboxLinear(nn.Linear):
     """A linear layer that, compiled for a few rows on a CPU, reads its matrix nearly as fast as memory gives it.
 
-    Decoding is nothing but that. For a few rows the libraries' products reach half of it and less, as they make room
-    for many rows first; what is faster depends on the type of the matrix and on the CPU.
+    Decoding is nothing but that. The libraries' products of a matrix and a vector reach half of it on some CPUs, and
+    those with a few rows a quarter, as they pack the matrix first.
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -38,17 +37,17 @@ class JukeboxLinear(nn.Linear):
         is_int8 = getattr(getattr(weight, "qdata", None), "dtype", None) == torch.int8
         if not (is_int8 or type(weight) is nn.Parameter):
             return None
-        if is_int8:
-            if HAS_AMX:
-                product = tiled_int8_product(weight.qdata, rows)
-            elif len(rows) == 1:
-                product = summed_product(weight.qdata, rows)
-            else:
-                return None
-            return product * weight.scale.float().flatten()
-        if HAS_AMX and weight.dtype == torch.bfloat16:
-            return tiled_product(weight, rows)
-        return summed_product(weight, rows) if len(rows) == 1 else None
+        matrix = weight.qdata if is_int8 else weight
+        if is_int8 and HAS_AMX:
+            product = tiled_int8_product(matrix, rows)
+        elif len(rows) == 1:
+            product = summed_product(matrix, rows)
+        elif HAS_AMX and matrix.dtype == torch.bfloat16:
+            # On its left side a matrix unit reads a matrix as it lies, where on the right it would be packed first.
+            product = (matrix @ rows.T).T.float()
+        else:
+            return None
+        return product * weight.scale.float().flatten() if is_int8 else product
 
 
 def summed_product(matrix: Tensor, row: Tensor) -> Tensor:
@@ -58,17 +57,10 @@ def summed_product(matrix: Tensor, row: Tensor) -> Tensor:
     return (matrix.float() * vector).sum(-1)[None]
 
 
-def tiled_product(matrix: Tensor, rows: Tensor) -> Tensor:
-    """`rows @ matrix.T` with the matrix on the left, where a matrix unit reads it as it lies, unlike on the right."""
-    # For a single column the library takes a product of a matrix and a vector, without tiles.
-    columns = F.pad(rows, (0, 0, 0, 1)) if len(rows) == 1 else rows
-    return (matrix @ columns.T).T[: len(rows)].float()
-
-
 def tiled_int8_product(matrix: Tensor, rows: Tensor) -> Tensor:
     """`rows @ matrix.T` of an int8 matrix in whole numbers, the rows as two digits of 8 bits each.
 
-    Two columns take a matrix unit as long as one, and 16 bits for the largest number of a row are finer than bfloat16.
+    Twice the columns take a matrix unit hardly longer, and 16 bits for a row's largest number are finer than bfloat16.
     """
     rows = rows.float()
     largest = 127 * 256 + 127
