@@ -60,7 +60,7 @@ def decoder(model: JukeboxPriorModel, batch_size: int, compiled: bool = True):
     cache, tokens = JukeboxCache(model.config), torch.full((batch_size, 1), 100)
     forward = model
     if compiled:
-        # Apart, as without those checks one model could take another's step; and a copy, as torch takes the check out.
+        # Apart, as without guards one model could take another's step; and a copy, as torch takes the filter out of it.
         forward = torch.compile(model.forward, fullgraph=True, options=dict(COMPILE_OPTIONS), isolate_recompiles=True)
     model(decoder_input_ids=tokens, past_key_values=cache, **conditioning)
 

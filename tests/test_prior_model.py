@@ -405,7 +405,9 @@ def test_compiled_rows_are_those_of_the_linear_layer(kind, num_rows, has_amx, mo
     compiled = torch.compile(linear, fullgraph=True, backend=backend)(rows)
     expected = linear(rows)
     assert compiled.dtype == rows.dtype and compiled.shape == expected.shape
-    close(compiled.float(), expected.float(), tolerance=1e-4 if "fp32" in kind else 1e-2)
+    # Digits of 16 bits are the one thing that is not fp32's rounding.
+    digits = "int8" in kind and has_amx
+    close(compiled.float(), expected.float(), tolerance=1e-2 if "fp32" not in kind else 1e-4 if digits else 1e-6)
     usual = num_rows > 32 or (num_rows > 1 and (kind == "fp32" or not has_amx))
     assert usual == ("linear" in {getattr(node.target, "__name__", "") for node in graphs[0].graph.nodes})
 
